@@ -1,0 +1,26 @@
+"""Faults with a place and a cure: Source, Span, Diagnostic, SurgeryError and their rendering."""
+
+from surgery.diagnostics.diagnostic import Diagnostic
+from surgery.diagnostics.errors import (
+    BundleError,
+    CaptureError,
+    RefusalError,
+    SpecError,
+    StalePlanError,
+    SurgeryError,
+    UnprovenError,
+)
+from surgery.diagnostics.source import Source, Span
+
+__all__ = [
+    "BundleError",
+    "CaptureError",
+    "Diagnostic",
+    "RefusalError",
+    "Source",
+    "Span",
+    "SpecError",
+    "StalePlanError",
+    "SurgeryError",
+    "UnprovenError",
+]
