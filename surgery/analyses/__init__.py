@@ -1,0 +1,1 @@
+"""Analyses read a model and return findings; they never edit it."""
