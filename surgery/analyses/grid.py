@@ -26,11 +26,12 @@ def conditioning_grid(time: Tensor, classes: Tensor, limit: int = GRID_POINTS) -
 def variance_directions(time: Tensor, classes: Tensor, activation: Callable[[Tensor], Tensor]) -> dict:
     """How many principal directions hold 99 % and 99.8 % of the variance of activation(c) over the grid.
 
-    time [T, D], classes [K, D]. `cumulative` [D] is the share held by the first 1, 2, … directions.
+    time [T, D], classes [K, D]. `cumulative` [min(D, points)] is the share held by the first 1, 2, … directions.
     """
     values = activation(conditioning_grid(time, classes))
     centred = values - values.mean(0)
-    spectrum = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp(min=0)
+    wide = centred.shape[1] > len(centred)
+    spectrum = torch.linalg.eigvalsh(centred @ centred.T if wide else centred.T @ centred).flip(0).clamp(min=0)
     total = spectrum.sum()
     cumulative = spectrum.cumsum(0) / total if total > 0 else torch.ones_like(spectrum)
     return {

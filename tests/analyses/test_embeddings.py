@@ -123,6 +123,16 @@ def test_directions_of_a_flat_grid():
     assert (found["for_99"], found["for_998"], found["points"]) == (2, 2, 150)
 
 
+def test_directions_are_the_same_from_the_smaller_side():
+    """A grid of 6 points in 24 dimensions spans 5 directions; padding the width with nothing changes no share."""
+    narrow = variance_directions(TIME[:3, :4], CLASSES[:2, :4], torch.nn.Identity())
+    padded = variance_directions(
+        functional.pad(TIME[:3, :4], (0, 20)), functional.pad(CLASSES[:2, :4], (0, 20)), torch.nn.Identity()
+    )
+    assert padded["cumulative"][:4] == pytest.approx(narrow["cumulative"])
+    assert len(padded["cumulative"]) == 6
+
+
 def test_lattice_gives_every_timestep_and_class_its_share():
     time = torch.zeros(200, 2).double()
     classes = torch.zeros(300, 2).double()
