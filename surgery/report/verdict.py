@@ -1,0 +1,137 @@
+"""What the numbers of a document mean: the one place that judges, for the terminal and for the page."""
+
+from dataclasses import dataclass
+
+from surgery.report import wording
+
+SAME, WORSE = 1.02, 1.10
+"""Costs up to 1.02× count as the same, up to 1.10× as slightly worse, beyond as worse."""
+FASTER = 1.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`level` is "good", "fair", "poor" or "none"; `ratio` is after / before; `word` says it without colour."""
+
+    level: str
+    word: str
+    ratio: float | None
+
+
+def judge(row: dict) -> Verdict:
+    """Judge one row of `quality`: by its spread where it has one, else by the ratio."""
+    before, after = row["before"], row["after"]
+    if before is None or after is None:
+        return Verdict("none", "", None)
+    ratio = after / before if before else None
+    if row.get("spread") and abs(after - before) <= row["spread"]:
+        return Verdict("good", "within spread", ratio)
+    cost = _cost(before, after, row.get("better", "lower"))
+    if cost is None:
+        return Verdict("none", "", ratio)
+    if cost > WORSE:
+        return Verdict("poor", "worse", ratio)
+    if cost > SAME:
+        return Verdict("fair", "slightly worse", ratio)
+    return Verdict("good", "better" if cost < 1 / SAME else "same", ratio)
+
+
+def proven(document: dict) -> bool:
+    """Whether every parity check and every requirement holds."""
+    checks = [*document.get("parity", ()), *document.get("requirements", ())]
+    return all(row["holds"] for row in checks)
+
+
+def speed(row: dict) -> float | None:
+    """How many times faster a latency row became (before / after), None where it was not measured."""
+    if "skipped" in row or not row.get("after_ms"):
+        return None
+    return row["before_ms"] / row["after_ms"]
+
+
+def not_faster(document: dict) -> list[str]:
+    """A sentence for every mode and batch that gained less than 1.05×, with the reason where one is known."""
+    rows = [(row, speed(row)) for row in document.get("latency") or ()]
+    return [
+        f"not faster: {row['mode']}, batch {row['batch']} ({wording.times(gain)}): {_reason(document, row)}"
+        for row, gain in rows
+        if gain is not None and gain < FASTER
+    ]
+
+
+def headline(document: dict) -> str:
+    """The result in one line."""
+    facts = [*_size_fact(document), *_quality_facts(document), *_speed_fact(document), _proof_fact(document)]
+    return " · ".join(fact for fact in facts if fact)
+
+
+def sorted_controls(document: dict) -> tuple[str | None, list[dict]]:
+    """The metric that controls are ordered by, and the controls, best first; those without it come last."""
+    controls = document.get("controls") or []
+    better = {row["metric"]: row.get("better", "lower") for row in document.get("quality") or ()}
+    present = {name for control in controls for name in control["metrics"]}
+    key = next((name for name in ("frechet", *better, *sorted(present)) if name in present), None)
+    sign = -1 if better.get(key) == "higher" else 1
+    ordered = sorted(controls, key=lambda c: (key not in c["metrics"], sign * c["metrics"].get(key, 0), c["name"]))
+    return key, ordered
+
+
+def _cost(before: float, after: float, better: str) -> float | None:
+    if before == after:
+        return 1.0
+    if before <= 0 or after < 0:
+        return None
+    if better == "higher":
+        return before / after if after else float("inf")
+    return after / before
+
+
+def _reason(document: dict, row: dict) -> str:
+    if row.get("why"):
+        return row["why"]
+    flops = (document.get("size") or {}).get("flops")
+    if not flops or not flops["after"] or not flops["before"]:
+        return "no reason was found"
+    possible = flops["before"] / flops["after"]
+    if possible < FASTER:
+        return f"arithmetic fell by only {wording.times(possible)}, so there is little to gain"
+    return f"arithmetic fell {wording.times(possible)}, but at this size fixed costs per operation outweigh it"
+
+
+def _size_fact(document: dict) -> list[str]:
+    change = (document.get("size") or {}).get("parameters")
+    if not change or not change["before"] or change["before"] == change["after"]:
+        return []
+    return [f"{wording.change(change['before'], change['after'])} parameters"]
+
+
+def _quality_facts(document: dict) -> list[str]:
+    facts = []
+    for row in (document.get("quality") or [])[:2]:
+        if row["before"] is None or row["after"] is None:
+            continue
+        if row["metric"] in wording.PERCENT_METRICS:
+            after = wording.metric(row["metric"], row["after"])
+            facts.append(f"{row['metric']} {wording.metric(row['metric'], row['before'])} → {after}")
+        elif row["before"]:
+            facts.append(f"{row['metric']} {wording.times(row['after'] / row['before'])}")
+    return facts
+
+
+def _speed_fact(document: dict) -> list[str]:
+    gains = [(speed(row), row) for row in document.get("latency") or () if speed(row) is not None]
+    if not gains:
+        return []
+    gain, row = max(gains, key=lambda pair: pair[0])
+    if gain < FASTER:
+        return ["not faster here"]
+    return [f"{wording.times(gain)} faster ({row['mode']}, batch {row['batch']})"]
+
+
+def _proof_fact(document: dict) -> str:
+    failed = [row for row in document.get("requirements", ()) if not row["holds"]]
+    if failed:
+        return f"{wording.plural(len(failed), 'requirement')} failed"
+    if not all(row["holds"] for row in document.get("parity", ())):
+        return "parity failed"
+    return "proven" if document.get("parity") or document.get("requirements") else ""

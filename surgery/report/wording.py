@@ -1,0 +1,79 @@
+"""How numbers are written, the same in the terminal and on the page."""
+
+from math import isfinite
+
+PERCENT_METRICS = ("accuracy",)
+
+
+def count(value: float) -> str:
+    """1234567 → "1.23 M", 98765 → "98.8 k", 512 → "512"."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= factor:
+            return f"{_three(value / factor)} {unit}"
+    return f"{value:g}"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units: 1928000 → "1.93 MB"."""
+    text = count(value)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def metric(name: str, value: float | None) -> str:
+    """A measured value: accuracies in percent, from 0.01 to 10 four decimals, else three or four digits."""
+    if value is None:
+        return "–"
+    if not isfinite(value):
+        return str(value)
+    if name in PERCENT_METRICS:
+        return f"{100 * value:.1f} %"
+    if value == 0:
+        return "0"
+    if 0.01 <= abs(value) < 10:
+        return f"{value:.4f}"
+    if abs(value) >= 1e5 or abs(value) < 1e-4:
+        return scientific(value)
+    return f"{value:.3g}" if abs(value) < 0.01 else f"{value:.4g}"
+
+
+def scientific(value: float) -> str:
+    """Two significant digits: 1.2e-07."""
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio: 1.004 → "1.00×"."""
+    return "–" if ratio is None else f"{ratio:.2f}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
+def change(before: float | None, after: float | None) -> str:
+    """The relative change: (96, 33) → "−65.6 %"."""
+    if not before or after is None:
+        return "–"
+    share = 100 * (after - before) / before
+    if abs(share) < 0.05:
+        return "0 %"
+    return f"{'−' if share < 0 else '+'}{abs(share):.1f} %"
+
+
+def shape(dimensions: list[int]) -> str:
+    return " × ".join(map(str, dimensions)) or "scalar"
+
+
+def plural(number: int, noun: str) -> str:
+    """(1, "layer") → "1 layer", (3, "layer") → "3 layers"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def attributes(before: dict, after: dict) -> str:
+    """What an action changes: ({"width": 96}, {"width": 33}) → "width 96 → 33"."""
+    names = [name for name in before if before[name] != after.get(name)] or list(before)
+    return ", ".join(f"{name} {before[name]} → {after.get(name, '–')}" for name in names)
+
+
+def _three(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
