@@ -10,6 +10,7 @@ from surgery.diagnostics.errors import (
     SurgeryError,
     UnprovenError,
 )
+from surgery.diagnostics.nearest import did_you_mean, nearest
 from surgery.diagnostics.source import Source, Span
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "StalePlanError",
     "SurgeryError",
     "UnprovenError",
+    "did_you_mean",
+    "nearest",
 ]

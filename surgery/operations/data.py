@@ -1,0 +1,32 @@
+"""`data digits samples=2000`: what the model is measured on."""
+
+from surgery.language import Reference
+from surgery.operations.base import operation
+from surgery.operations.fields import setting, subject
+from surgery.operations.kinds import whole
+
+
+@operation
+class Data:
+    """Name the data that quality is measured on, and how much of it.
+
+    before   nothing               after   the data, opened
+    refuses  a source that does not fit the model
+    """
+
+    phase = None
+    reference: Reference = subject(
+        Reference, doc='`digits`, `noise`, `text:"corpus.txt"`, `tensors:"file.safetensors"`'
+    )
+    samples: int | None = setting(whole(at_least=1), default=None, doc="how many samples")
+    seed: int = setting(whole(at_least=0), default=0, doc="of everything drawn at random")
+    steps: int | None = setting(whole(at_least=1), default=None, doc="sampling steps of a diffusion model")
+    timesteps: int | None = setting(whole(at_least=1), default=None, doc="noise levels the denoising loss is taken at")
+    batch: int | None = setting(whole(at_least=1), default=None, doc="samples in one forward pass")
+    length: int | None = setting(whole(at_least=1), default=None, doc="tokens in one sequence")
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The settings that were given, by name, and the seed."""
+        names = ("samples", "seed", "steps", "timesteps", "batch", "length")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
