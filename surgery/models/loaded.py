@@ -1,0 +1,25 @@
+"""A model as every later stage sees it."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from surgery.models.diffusion import Diffusion
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A module in eval mode and what is known of it.
+
+    example_inputs  keyword tensors of a forward pass with batch 2, or a tuple of positional ones
+    diffusion       how it is sampled from, for a class-conditional diffusion model
+    files           sha256 of every file that was read, by file name; empty without weights
+    default_data    the data reference that fits where a spec names none
+    """
+
+    reference: str
+    module: nn.Module
+    example_inputs: dict[str, Tensor] | tuple[Tensor, ...]
+    diffusion: Diffusion | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    default_data: str | None = None

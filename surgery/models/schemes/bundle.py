@@ -1,0 +1,55 @@
+"""A plain path, or `bundle:PATH`: a bundle that `surgery` saved."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from surgery.diagnostics import SurgeryError
+from surgery.models.checkpoint import fingerprint
+from surgery.models.loaded import LoadedModel
+
+
+def load(location: str, *, weights: bool = True) -> LoadedModel:
+    """Errors: S201 for no such folder, S210 for a folder that is no bundle, S7xx for a damaged one.
+
+    A bundle is always read with its weights, then moved to the meta device where they are not wanted.
+    """
+    folder = Path(location).expanduser()
+    if not folder.exists():
+        raise SurgeryError(f"no model at `{location}`: there is no such folder", code="S201", help=_meant(location))
+    if not (folder / "surgery.json").is_file():
+        raise SurgeryError(f"`{location}` is not a bundle: it has no surgery.json", code="S210", help=_cure(folder))
+    from surgery.bundle import load as load_bundle
+
+    module = load_bundle(folder).eval()
+    inputs = example_inputs(module)
+    files = {path.name: fingerprint(path) for path in sorted(folder.glob("*.safetensors"))} if weights else {}
+    return LoadedModel(location, module if weights else module.to("meta"), inputs, files=files)
+
+
+def example_inputs(module: torch.nn.Module, batch: int = 2) -> dict[str, Tensor]:
+    """Zeros in the shapes the captured graph was fed, its free dimensions set to `batch`."""
+    inputs = {}
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and value is not None:
+            shape = [size if isinstance(size, int) else batch for size in value.shape]
+            inputs[node.name] = torch.zeros(shape, dtype=value.dtype)
+    return inputs
+
+
+def _cure(folder: Path) -> str:
+    if folder.is_file():
+        return "give the folder, not a file in it"
+    if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
+        return f"if diffusers saved it, write `diffusers:{folder}`"
+    return "a bundle is what `surgery apply SPEC --out FOLDER` writes"
+
+
+def _meant(location: str) -> str:
+    from surgery import zoo
+
+    if location in zoo.names():
+        return f"did you mean `zoo:{location}`?"
+    return "a path names a bundle; `surgery zoo` lists the models that ship with the package"

@@ -1,0 +1,33 @@
+"""What a quality measurement found, and which way each figure is better."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+BETTER = {
+    "denoising loss": "lower",
+    "accuracy": "higher",
+    "frechet": "lower",
+    "paired error": "lower",
+    "output error": "lower",
+    "output cosine": "higher",
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One module, measured once.
+
+    metrics   figures by name, see BETTER
+    absent    names that could not be measured on this data, and why
+    samples   [N, C, H, W] float32 generated samples, None where nothing was generated
+    labels    [N] int64, what each sample was asked to show
+    outputs   the module's outputs on the data's inputs, float64, where they are what is compared
+    """
+
+    metrics: Mapping[str, float]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    samples: Tensor | None = None
+    labels: Tensor | None = None
+    outputs: tuple[Tensor, ...] = ()
