@@ -11,6 +11,7 @@ from surgery.diagnostics.errors import (
     UnprovenError,
 )
 from surgery.diagnostics.nearest import did_you_mean, nearest
+from surgery.diagnostics.render import render
 from surgery.diagnostics.source import Source, Span
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "UnprovenError",
     "did_you_mean",
     "nearest",
+    "render",
 ]

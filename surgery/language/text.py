@@ -48,8 +48,8 @@ def clauses_of(text: str, locate: Locate) -> tuple[list[Clause], list[Diagnostic
             text = blanked(text, *broken)
             continue
         builder = Builder(locate)
-        clauses = [builder.clause(child) for child in tree.children if isinstance(child, Tree)]
-        return clauses, [*faults, *builder.faults]
+        built = [(len(builder.faults), builder.clause(child), len(builder.faults)) for child in tree.children]
+        return [clause for before, clause, after in built if before == after], [*faults, *builder.faults]
     return [], faults
 
 
