@@ -85,9 +85,11 @@ class Page:
     def table(self, columns: list[str], rows: list[list[str | Text]], *, left: int = 1) -> None:
         """Columns named as given; the first `left` of them flush left, the others flush right."""
         table = Table(box=None, show_header=any(columns), header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+        vertical = "bottom" if left == 1 else "top"
         for index, name in enumerate(columns):
             justify = "left" if index < left or not name else "right"
-            table.add_column(self.text(name), justify=justify, no_wrap=index > 0, overflow="fold", vertical="bottom")
+            keep = justify == "right"
+            table.add_column(self.text(name), justify=justify, no_wrap=keep, overflow="fold", vertical=vertical)
         for row in rows:
             table.add_row(*(cell if isinstance(cell, Text) else self.text(cell) for cell in row))
         self.show(Padding(table, (0, 0, 0, 2), expand=False))
@@ -97,7 +99,7 @@ class Page:
 
     def bar(self, share: float) -> Text:
         full = round(BAR * min(max(share, 0.0), 1.0))
-        bar = self.text("█" * full, "blue")
+        bar = Text().append_text(self.text("█" * full, "blue"))
         bar.append_text(self.text("░" * (BAR - full), "dim"))
         return bar.append_text(self.text(f" {100 * share:.0f} %"))
 
@@ -197,8 +199,8 @@ def _controls(page: Page, document: dict) -> None:
     for control in controls:
         values = [control["metrics"].get(metric) for metric in metrics]
         rows.append([control["name"], *map(wording.metric, metrics, values)])
-    page.heading("controls", f"the same share removed in other ways, best {key} first")
-    page.table(["", *metrics], rows)
+    page.heading("controls", f"other ways to cut, best {key} first")
+    page.table(["", *(name.replace(" ", "\n") for name in metrics)], rows)
 
 
 def _sizes(page: Page, document: dict) -> None:

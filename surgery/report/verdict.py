@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from surgery.report import wording
 
 SAME, WORSE = 1.02, 1.10
-"""Costs up to 1.02× count as the same, up to 1.10× as slightly worse, beyond as worse."""
-FASTER = 1.05
+SAME_POINTS, WORSE_POINTS = 0.01, 0.03
+JUDGEMENT = "up to 1.02× or one point of accuracy counts as the same, up to 1.10× or three points as slightly worse"
+"""How a change for the worse is called, in the words of the page."""
+FASTER, SLOWER = 1.05, 0.95
+EDGE = 1e-9
+"""A change of exactly one point is still the same, whatever its last bit says."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,12 @@ def judge(row: dict) -> Verdict:
     ratio = after / before if before else None
     if row.get("spread") and abs(after - before) <= row["spread"]:
         return Verdict("good", "within spread", ratio)
+    if row["metric"] in wording.PERCENT_METRICS:
+        return Verdict(*_grade(before - after, SAME_POINTS, WORSE_POINTS, -SAME_POINTS), ratio)
     cost = _cost(before, after, row.get("better", "lower"))
     if cost is None:
         return Verdict("none", "", ratio)
-    if cost > WORSE:
-        return Verdict("poor", "worse", ratio)
-    if cost > SAME:
-        return Verdict("fair", "slightly worse", ratio)
-    return Verdict("good", "better" if cost < 1 / SAME else "same", ratio)
+    return Verdict(*_grade(cost, SAME, WORSE, 1 / SAME), ratio)
 
 
 def proven(document: dict) -> bool:
@@ -53,7 +55,7 @@ def not_faster(document: dict) -> list[str]:
     """A sentence for every mode and batch that gained less than 1.05×, with the reason where one is known."""
     rows = [(row, speed(row)) for row in document.get("latency") or ()]
     return [
-        f"not faster: {row['mode']}, batch {row['batch']} ({wording.times(gain)}): {_reason(document, row)}"
+        f"{_pace(gain)}: {row['mode']}, batch {row['batch']} ({wording.times(gain)}): {_reason(document, row, gain)}"
         for row, gain in rows
         if gain is not None and gain < FASTER
     ]
@@ -76,6 +78,14 @@ def sorted_controls(document: dict) -> tuple[str | None, list[dict]]:
     return key, ordered
 
 
+def _grade(cost: float, same: float, worse: float, better: float) -> tuple[str, str]:
+    if cost > worse + EDGE:
+        return "poor", "worse"
+    if cost > same + EDGE:
+        return "fair", "slightly worse"
+    return "good", "better" if cost < better - EDGE else "same"
+
+
 def _cost(before: float, after: float, better: str) -> float | None:
     if before == after:
         return 1.0
@@ -86,12 +96,18 @@ def _cost(before: float, after: float, better: str) -> float | None:
     return after / before
 
 
-def _reason(document: dict, row: dict) -> str:
+def _pace(gain: float) -> str:
+    return "slower" if gain < SLOWER else "not faster"
+
+
+def _reason(document: dict, row: dict, gain: float) -> str:
     if row.get("why"):
         return row["why"]
+    if gain < SLOWER:
+        return "no reason was recorded"
     flops = (document.get("size") or {}).get("flops")
     if not flops or not flops["after"] or not flops["before"]:
-        return "no reason was found"
+        return "no reason was recorded"
     possible = flops["before"] / flops["after"]
     if possible < FASTER:
         return f"arithmetic fell by only {wording.times(possible)}, so there is little to gain"

@@ -60,6 +60,12 @@ def change(before: float | None, after: float | None) -> str:
     return f"{'−' if share < 0 else '+'}{abs(share):.1f} %"
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """A number that may be negative, with a true minus and without a minus zero: -0.1101 → "−0.110"."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
 def shape(dimensions: list[int]) -> str:
     return " × ".join(map(str, dimensions)) or "scalar"
 

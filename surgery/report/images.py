@@ -1,0 +1,71 @@
+"""Sample grids as PNG data URIs, written with zlib alone."""
+
+import base64
+import struct
+import zlib
+
+import numpy
+
+ROWS, COLUMNS, GAP = 12, 10, 1
+
+
+def sample_grids(finding: dict) -> list[dict]:
+    """Grids "before", "after" and their absolute difference of a finding of kind "samples", a row per class.
+
+    Each is {"title", "source" (data URI), "alt", "labels" (one per row)}. Samples are uint8 [N, H, W] or [N, 3, H, W];
+    the first 12 classes are drawn with up to 10 samples each.
+    """
+    before, after = (_channels_last(finding[side]) for side in ("before", "after"))
+    rows = _rows(finding["labels"])
+    labels = [str(finding["labels"][row[0]]) for row in rows]
+    difference = numpy.abs(before.astype(numpy.int16) - after).astype(numpy.uint8)
+    grids = (("before", before), ("after", after), ("difference", difference))
+    return [
+        {
+            "title": title,
+            "source": png(_grid(images, rows)),
+            "alt": f"samples {title}: {len(rows)} classes, {len(rows[0])} samples each, one class per row",
+            "labels": labels,
+        }
+        for title, images in grids
+    ]
+
+
+def png(pixels: numpy.ndarray) -> str:
+    """RGBA pixels uint8 [H, W, 4] as a PNG data URI; the same pixels give the same bytes."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    data = (
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines, 9)) + _chunk(b"IEND", b"")
+    )
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _channels_last(samples: list) -> numpy.ndarray:
+    images = numpy.asarray(samples, dtype=numpy.uint8)
+    return numpy.moveaxis(images, 1, -1) if images.ndim == 4 else images[..., None].repeat(3, axis=-1)
+
+
+def _rows(labels: list) -> list[list[int]]:
+    """Indices of the samples, a row per class, each of one length."""
+    classes = sorted(set(labels))[:ROWS]
+    rows = [[index for index, label in enumerate(labels) if label == name][:COLUMNS] for name in classes]
+    length = min(map(len, rows))
+    return [row[:length] for row in rows]
+
+
+def _grid(images: numpy.ndarray, rows: list[list[int]]) -> numpy.ndarray:
+    height, width = images.shape[1:3]
+    shape = (len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 4)
+    canvas = numpy.zeros(shape, dtype=numpy.uint8)
+    for i, row in enumerate(rows):
+        for j, index in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + height, left : left + width, :3] = images[index]
+            canvas[top : top + height, left : left + width, 3] = 255
+    return canvas
