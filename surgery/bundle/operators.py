@@ -61,7 +61,7 @@ def operator_name(target: Any, place: str) -> str:
         raise BundleError(
             f"{place}: `{target.name()}` runs a graph inside the graph, which a bundle cannot hold",
             code=UNSTORABLE,
-            help="take the `torch.autocast`, `torch.enable_grad`, `torch.cond` or loop out of the model's forward",
+            help="take `torch.autocast`, `torch.enable_grad`, `torch.cond` and loops over tensors out of the forward",
         )
     if target not in PYTHON_NAMES:
         raise _refused(place, str(target), "it is not an operator of the `aten` or `surgery` namespaces")

@@ -10,8 +10,10 @@ import torch.utils._pytree as pytree
 
 @dataclass(frozen=True)
 class Form:
-    """The original class by name, how it was flattened (JSON text), the fields that hold values, all its fields."""
+    """What the original was (`object` or `namedtuple`), its class by name, how it was flattened (JSON text), the fields
+    that hold values, and all its fields."""
 
+    container: str
     kind: str
     context: str
     names: tuple[str, ...]

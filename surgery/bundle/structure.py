@@ -40,9 +40,10 @@ def write_structure(spec: TreeSpec, place: str) -> Any:
             raise _unwritable(place, "a dict with keys other than text and whole numbers")
         return {"dict": [[key, item] for key, item in zip(keys, items, strict=True)]}
     if spec.type is namedtuple:
-        return {"namedtuple": {"type": _written(spec.context), "names": list(spec.context._fields), "items": items}}
+        names = spec.context._fields
+        return {"namedtuple": _write_form(Form("namedtuple", _written(spec.context), "null", names, names), items)}
     if spec.type is Output:
-        return {"object": _write_form(spec.context, items)}
+        return {spec.context.container: _write_form(spec.context, items)}
     return {"object": _write_form(_form(spec, place), items)}
 
 
@@ -54,10 +55,12 @@ def _form(spec: TreeSpec, place: str) -> Form:
     names = _names(spec.context, spec.num_children)
     known = [f.name for f in dataclasses.fields(spec.type)] if dataclasses.is_dataclass(spec.type) else []
     fields = known + [name for name in names if name not in known]
-    return Form(_written(spec.type), context, names, tuple(fields))
+    return Form("object", _written(spec.type), context, names, tuple(fields))
 
 
 def _write_form(form: Form, items: list[Any]) -> dict[str, Any]:
+    if form.container == "namedtuple":
+        return {"type": form.kind, "names": list(form.names), "items": items}
     context = json.loads(form.context)
     return {
         "type": form.kind,
@@ -141,7 +144,7 @@ def _read_namedtuple(content: dict, place: str, items: list[TreeSpec]) -> TreeSp
         and original.__new__.__module__.startswith("namedtuple_")
     ):
         return TreeSpec(namedtuple, original, items)
-    return TreeSpec(Output, Form(content["type"], "null", names, names), items)
+    return TreeSpec(Output, Form("namedtuple", content["type"], "null", names, names), items)
 
 
 def _read_object(content: dict, place: str, items: list[TreeSpec]) -> TreeSpec:
@@ -153,7 +156,7 @@ def _read_object(content: dict, place: str, items: list[TreeSpec]) -> TreeSpec:
         spec = TreeSpec(original, content["context"], items)
         if _builds(spec):
             return spec
-    return TreeSpec(Output, Form(content["type"], json.dumps(content["context"]), names, fields), items)
+    return TreeSpec(Output, Form("object", content["type"], json.dumps(content["context"]), names, fields), items)
 
 
 def _registered(kind: str) -> type | None:

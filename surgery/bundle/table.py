@@ -7,7 +7,7 @@ from typing import Any
 
 from surgery.bundle.arguments import read_device
 from surgery.bundle.faults import malformed
-from surgery.bundle.tensors import KINDS, STORED, Entry
+from surgery.bundle.tensors import KINDS, STORED, Entry, fills
 from surgery.bundle.value import read_dtype, read_shape
 
 # Words of a dotted name end up in generated code between double quotes: nothing that could end those.
@@ -55,22 +55,10 @@ def _read_entry(row: Any, table: Mapping[str, Entry], where: str) -> Entry:
         raise malformed(where, f"its keys are {', '.join(sorted(wanted))}")
     dtype, shape = read_dtype(row["dtype"], where), read_shape(row["shape"], where)
     strides = read_shape(row.get("strides", []), where)
-    if any(isinstance(size, str) for size in (*shape, *strides)) or (strides and not _dense(shape, strides)):
+    if any(isinstance(size, str) for size in (*shape, *strides)) or (strides and not fills(shape, strides)):
         raise malformed(where, "a stored tensor has fixed sizes, and strides that fill its memory")
     trainable = row.get("requires_grad", False)
     if dtype not in STORED or (trainable and not dtype.is_floating_point):
         raise malformed(where, f"a {row['kind']} cannot have dtype {row['dtype']}")
     device = read_device(row["device"], where) if "device" in row else None
     return Entry(row["kind"], dtype, shape, trainable, "", strides, device)
-
-
-def _dense(shape: tuple, strides: tuple) -> bool:
-    """Whether the strides are a permutation of the usual ones, so that they reach exactly the tensor's own memory."""
-    if len(shape) != len(strides):
-        return False
-    expected = 1
-    for stride, size in sorted(zip(strides, shape, strict=True)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= max(size, 1)
-    return True

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from surgery.bundle.arguments import same_device
-from surgery.bundle.faults import TENSOR
+from surgery.bundle.faults import TENSOR, UNSTORABLE
 from surgery.diagnostics import BundleError
 
 KINDS = ("parameter", "buffer", "constant")
@@ -53,7 +53,7 @@ class Entry:
 
 
 def collect(module: GraphModule) -> dict[str, tuple[str, Tensor]]:
-    """Name → (kind, tensor) of all a module holds, in its own order, then constants that only the graph names."""
+    """Name → (kind, tensor) of all a module holds: its state in its own order, then the constants by name."""
     found: dict[str, tuple[str, Tensor]] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -67,7 +67,10 @@ def collect(module: GraphModule) -> dict[str, tuple[str, Tensor]]:
     for node in module.graph.find_nodes(op="get_attr"):
         if node.target not in found:
             found[node.target] = ("constant", _attribute(module, node.target))
-    return found
+    constants = sorted(name for name, (kind, _) in found.items() if kind == "constant")
+    return {name: row for name, row in found.items() if row[0] != "constant"} | {
+        name: found[name] for name in constants
+    }
 
 
 def _attribute(module: nn.Module, target: str) -> Tensor:
@@ -76,10 +79,11 @@ def _attribute(module: nn.Module, target: str) -> Tensor:
         value = getattr(value, part, None)
     if isinstance(value, Tensor):
         return value
+    what = "a graph inside the graph" if isinstance(value, nn.Module) else f"a {type(value).__name__}"
     raise BundleError(
-        f"`{target}` is a {type(value).__name__}, not a tensor",
-        code=TENSOR,
-        help="a graph to be saved may read tensors only: take control flow and autocast regions out of the model",
+        f"`{target}` is {what}, and a bundle holds tensors only",
+        code=UNSTORABLE,
+        help="take `torch.autocast`, `torch.enable_grad`, `torch.cond` and loops over tensors out of the forward",
     )
 
 
@@ -109,9 +113,21 @@ def _identity(tensor: Tensor) -> Any:
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
-    if tensor.is_contiguous() or not torch._prims_common.is_non_overlapping_and_dense(tensor):
+    if tensor.is_contiguous() or not fills(tuple(tensor.shape), tensor.stride()):
         return ()
     return tensor.stride()
+
+
+def fills(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the strides are a permutation of the usual ones, so that they reach exactly the tensor's own memory."""
+    if len(shape) != len(strides):
+        return False
+    expected = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= max(size, 1)
+    return True
 
 
 def _storable(name: str, tensor: Tensor) -> None:
