@@ -99,7 +99,7 @@ class Reader:
             return self.fault("S111", f"`{verb.value}` takes a sentence or a mapping here", self.span(value))
         elif not _is_null(value):
             fragment.add_node(value)
-        self.sentence(fragment, within or value, verb, rest)
+        self.sentence(fragment, within or value, None if within else verb, rest)
 
     def sentence(self, fragment: Fragment, node: yaml.Node, verb=None, rest: list = ()) -> None:
         clauses, faults = fragment.clauses()

@@ -5,7 +5,7 @@ import re
 from surgery.language.tree import Clause, List, Phrase, Piece, Setting, Spec, Text
 
 HEADERS = ("model", "data")
-PLAIN = re.compile(r"[^\W_](?:[^\W]|[ ./%<>=~+-]|:(?=[^\s:]))*(?<! )")
+PLAIN = re.compile(r"(?:\.{0,2}/)?[^\W_](?:[^\W]|[ ./%<>=~+-]|:(?=[^\s:]))*(?<! )")
 NULLS = ("null",)
 
 
