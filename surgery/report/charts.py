@@ -1,6 +1,7 @@
 """Rows and places of the page's charts that are drawn with HTML alone, and captions of its figures."""
 
 import re
+from math import isfinite
 
 from markupsafe import Markup
 
@@ -198,13 +199,13 @@ def _participation(found: dict) -> list[dict]:
 
 
 def _places(key: str, values: list[float | None]) -> tuple[list[float | None], list[dict]]:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and isfinite(value)]
     if key in wording.PERCENT_METRICS:
         places, ticks = scales.linear([100 * value for value in known], 0, 100, (0, 25, 50, 75, 100))
     else:
         places, ticks = scales.logarithmic(known)
     found = iter(places)
-    return [None if value is None else next(found) for value in values], ticks
+    return [None if value is None else next(found) if isfinite(value) else 100.0 for value in values], ticks
 
 
 def _numel(shape: list[int]) -> int:

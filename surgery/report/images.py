@@ -6,7 +6,9 @@ import zlib
 
 import numpy
 
-ROWS, COLUMNS, GAP = 12, 10, 1
+ROWS, COLUMNS, LEAST, GAP = 12, 10, 4, 1
+SIDE, PIXELS = 64, 100_000
+"""Images wider than 64 are shrunk, and where 100 000 pixels are not enough, fewer classes of four."""
 
 
 def sample_grids(finding: dict) -> list[dict]:
@@ -15,8 +17,8 @@ def sample_grids(finding: dict) -> list[dict]:
     Each is {"title", "source" (data URI), "alt", "labels" (one per row)}. Samples are uint8 [N, H, W] or [N, 3, H, W];
     the first 12 classes are drawn with up to 10 samples each.
     """
-    before, after = (_channels_last(finding[side]) for side in ("before", "after"))
-    rows = _rows(finding["labels"])
+    before, after = (_shrunk(_channels_last(finding[side])) for side in ("before", "after"))
+    rows = _rows(finding["labels"], before[0].size // 3)
     labels = [str(finding["labels"][row[0]]) for row in rows]
     difference = numpy.abs(before.astype(numpy.int16) - after).astype(numpy.uint8)
     grids = (("before", before), ("after", after), ("difference", difference))
@@ -51,10 +53,22 @@ def _channels_last(samples: list) -> numpy.ndarray:
     return numpy.moveaxis(images, 1, -1) if images.ndim == 4 else images[..., None].repeat(3, axis=-1)
 
 
-def _rows(labels: list) -> list[list[int]]:
+def _shrunk(images: numpy.ndarray) -> numpy.ndarray:
+    """Images [N, H, W, 3] averaged over square blocks until neither side is above 64."""
+    factor = -(-max(images.shape[1:3]) // SIDE)
+    if factor == 1:
+        return images
+    count, height, width = images.shape[0], images.shape[1] // factor, images.shape[2] // factor
+    blocks = images[:, : height * factor, : width * factor].reshape(count, height, factor, width, factor, 3)
+    return blocks.mean(axis=(2, 4)).round().astype(numpy.uint8)
+
+
+def _rows(labels: list, pixels: int) -> list[list[int]]:
     """Indices of the samples, a row per class, each of one length."""
-    classes = sorted(set(labels))[:ROWS]
-    rows = [[index for index, label in enumerate(labels) if label == name][:COLUMNS] for name in classes]
+    budget = max(1, PIXELS // pixels)
+    classes = sorted(set(labels))[: min(ROWS, max(1, budget // LEAST))]
+    columns = max(1, min(COLUMNS, budget // len(classes)))
+    rows = [[index for index, label in enumerate(labels) if label == name][:columns] for name in classes]
     length = min(map(len, rows))
     return [row[:length] for row in rows]
 

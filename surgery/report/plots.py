@@ -34,6 +34,7 @@ STYLE = {
     "path.simplify": False,
 }
 WIDE, SQUARE = (5.0, 3.0), (3.3, 3.3)
+MARKED = 200
 
 
 def spectrum(finding: dict, name: str = "magnitude") -> str:
@@ -46,17 +47,19 @@ def spectrum(finding: dict, name: str = "magnitude") -> str:
         figure, axes = _figure(WIDE)
         axes.set_yscale("log")
         kept = data.get("kept") or [True] * len(points)
-        size = 16 if len(points) <= 200 else 5
         for flag, colour, marker, word in ((True, KEPT, "o", "kept"), (False, REMOVED, "x", "removed")):
             chosen = [point for point, keep in zip(points, kept, strict=True) if keep is flag]
             if chosen:
-                axes.scatter(*zip(*chosen, strict=True), s=size, c=colour, marker=marker, linewidths=1.0)
-                if "kept" in data:
-                    axes.text(0.98, 0.96 if flag else 0.87, f"{marker == 'o' and '●' or '×'} {len(chosen)} {word}",
-                              color=colour, ha="right", va="top", transform=axes.transAxes)  # fmt: skip
+                _points(axes, chosen, colour, marker, len(points))
+            if chosen and "kept" in data:
+                sign, height = ("●", 0.96) if flag else ("×", 0.87)
+                sign = sign if len(points) <= MARKED else "■"
+                note = f"{sign} {len(chosen)} {word}"
+                axes.text(0.98, height, note, color=colour, ha="right", va="top", transform=axes.transAxes)
         removed = kept.count(False)
+        axes.set_ylim(bottom=0.7 * points[-1][1])
         if removed:
-            _cut_line(axes, len(points) - removed + 0.5, f"the {removed} smallest →")
+            _cut_line(axes, len(points) - removed + 0.5, f"the {removed} smallest →", height=0.7)
         _log_labels(axes.yaxis)
         axes.set_xlabel(f"coordinate of {len(points)}, largest first")
         axes.set_ylabel(f"mean {symbol}")
@@ -139,11 +142,10 @@ def class_variance(finding: dict) -> str:
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1.2)
         axes.text(0.6, 0.55, "if all varied alike", color=MUTED, va="top")
         axes.plot(share, [0.0, *data["cumulative"]], color=KEPT)
-        for top in data["top"]:
-            x = top["coordinates"] / width
-            axes.plot([x], [top["variance"]], "o", color=KEPT, markersize=5)
-            note = f"top {100 * top['share']:.0f} %: {100 * top['variance']:.0f} %"
-            axes.annotate(note, (x, top["variance"]), (7, -4), textcoords="offset points", color=INK, va="top")
+        for line, top in enumerate(data["top"]):
+            axes.plot([top["coordinates"] / width], [top["variance"]], "o", color=KEPT, markersize=5)
+            note = f"top {100 * top['share']:.0f} % hold {100 * top['variance']:.0f} %"
+            axes.text(0.98, 0.28 - 0.09 * line, note, color=KEPT, ha="right", va="top", transform=axes.transAxes)
         _percent(axes.xaxis)
         _percent(axes.yaxis)
         axes.set_xlim(0, 1)
@@ -208,12 +210,21 @@ def _percent(axis) -> None:
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
 
 
-def _cut_line(axes: Axes, at: float, note: str, *, left: bool = False) -> None:
+def _points(axes: Axes, points: list, colour: str, marker: str, count: int) -> None:
+    """A mark per coordinate, or above 200 a thin stem, where marks would hide each other."""
+    ranks, values = zip(*points, strict=True)
+    if count <= MARKED:
+        axes.scatter(ranks, values, s=16, c=colour, marker=marker, linewidths=1.0)
+    else:
+        axes.vlines(ranks, 0, values, colors=colour, linewidths=310 / count)
+
+
+def _cut_line(axes: Axes, at: float, note: str, *, left: bool = False, height: float = 0.0) -> None:
     axes.axvline(at, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
     offset = (-4 if left else 4, 4)
     axes.annotate(
         note,
-        (at, 0),
+        (at, height),
         offset,
         xycoords=axes.get_xaxis_transform(),
         textcoords="offset points",

@@ -1,129 +1,68 @@
 """Reports and plans as tables in a terminal, in 80 columns, without colour and in ASCII as well."""
 
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from surgery.report import verdict, wording
+from surgery.report.document import finding
+from surgery.report.sheet import Sheet
 
-ASCII = str.maketrans(
-    {
-        "✓": "ok",
-        "✗": "FAILED",
-        "→": "->",
-        "×": "x",
-        "·": "-",
-        "–": "-",
-        "−": "-",
-        "…": "...",
-        "≥": ">=",
-        "≤": "<=",
-        "█": "#",
-        "░": ".",
-        "‖": "|",
-        "τ": "tau",
-        "π": "pi",
-        "└": "`",
-    }
-)
 LEVELS = {"good": "green", "fair": "yellow", "poor": "bold red", "none": ""}
-BAR = 12
 
 
 def render(document: dict, console: Console) -> None:
     """Print a report ("surgery.report/1") on a console: what was cut, what it cost, what was proven."""
-    page = Page(console)
-    _header(page, document)
-    _actions(page, document)
-    _quality(page, document)
-    _controls(page, document)
-    _sizes(page, document)
-    _latency(page, document)
-    _checks(page, document)
-    _ending(page, document)
+    sheet = Sheet(console)
+    _header(sheet, document)
+    _actions(sheet, document)
+    _quality(sheet, document)
+    _controls(sheet, document)
+    _sizes(sheet, document)
+    _latency(sheet, document)
+    _checks(sheet, document)
+    _embeddings(sheet, finding(document, "embeddings"))
+    _ending(sheet, document)
 
 
 def render_plan(document: dict, console: Console, *, full: bool = False) -> None:
     """Print a plan ("surgery.plan/1"): what would be cut and saved; `full` lists every tensor."""
-    page = Page(console)
-    page.line(f"plan for {document.get('model', {}).get('reference', 'a model')}", "bold")
+    sheet = Sheet(console)
+    sheet.line(f"plan for {document.get('model', {}).get('reference', 'a model')}", "bold")
     for selector in document.get("selectors", ()):
-        page.line(f"  {selector['text']} → {'; '.join(selector['matched'])}", "dim")
-    _actions(page, document, full=full)
-    _sizes(page, document)
+        sheet.line(f"  {selector['text']} → {'; '.join(selector['matched'])}", "dim")
+    _actions(sheet, document, full=full)
+    _sizes(sheet, document)
+    for note in document.get("notes", ()):
+        sheet.line(note, "yellow", top=True)
     hidden = sum(len(action.get("tensors", ())) for action in document.get("actions", ()))
     if not document.get("actions"):
-        page.line("nothing to cut", top=True)
+        sheet.line("nothing to cut", top=True)
     elif hidden and not full:
-        page.line(f"{wording.plural(hidden, 'tensor')} hidden: --full lists them", "dim", top=True)
+        sheet.line(f"{wording.plural(hidden, 'tensor')} hidden: --full lists them", "dim", top=True)
 
 
-class Page:
-    """A console that says everything in the characters its encoding has."""
-
-    def __init__(self, console: Console):
-        self.console = console
-        self.plain = not (console.encoding or "").lower().startswith("utf")
-
-    def text(self, text: str, style: str = "", **options) -> Text:
-        """Text in this encoding; markup in it is left as written."""
-        if self.plain:
-            text = text.translate(ASCII).encode("ascii", "replace").decode("ascii")
-        return Text(text, style=style, **options)
-
-    def line(self, text: str, style: str = "", *, top: bool = False) -> None:
-        indent = len(text) - len(text.lstrip())
-        self.show(Padding(self.text(text.lstrip(), style), (int(top), 0, 0, indent), expand=False))
-
-    def heading(self, title: str, note: str = "") -> None:
-        text = Text().append_text(self.text(title, "bold"))
-        if note:
-            text.append_text(self.text(f"  {note}", "dim"))
-        self.show(Padding(text, (1, 0, 0, 0), expand=False))
-
-    def table(self, columns: list[str], rows: list[list[str | Text]], *, left: int = 1) -> None:
-        """Columns named as given; the first `left` of them flush left, the others flush right."""
-        table = Table(box=None, show_header=any(columns), header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
-        vertical = "bottom" if left == 1 else "top"
-        for index, name in enumerate(columns):
-            justify = "left" if index < left or not name else "right"
-            keep = justify == "right"
-            table.add_column(self.text(name), justify=justify, no_wrap=keep, overflow="fold", vertical=vertical)
-        for row in rows:
-            table.add_row(*(cell if isinstance(cell, Text) else self.text(cell) for cell in row))
-        self.show(Padding(table, (0, 0, 0, 2), expand=False))
-
-    def show(self, renderable: RenderableType) -> None:
-        self.console.print(renderable, highlight=False)
-
-    def bar(self, share: float) -> Text:
-        full = round(BAR * min(max(share, 0.0), 1.0))
-        bar = Text().append_text(self.text("█" * full, "blue"))
-        bar.append_text(self.text("░" * (BAR - full), "dim"))
-        return bar.append_text(self.text(f" {100 * share:.0f} %"))
-
-
-def _header(page: Page, document: dict) -> None:
+def _header(sheet: Sheet, document: dict) -> None:
     device = document.get("device") or {}
     threads = f"{device['threads']} threads" if "threads" in device else ""
     torch = f"torch {device['torch']}" if "torch" in device else ""
     facts = [device.get("name", ""), threads, torch, device.get("dtype", "")]
-    page.line(document["model"].get("reference", "a model"), "bold")
-    page.line("  " + " · ".join(fact for fact in facts if fact), "dim")
-    page.line("  " + verdict.headline(document), "green" if verdict.proven(document) else "bold red")
+    sheet.line(document["model"].get("reference", "a model"), "bold")
+    sheet.line("  " + " · ".join(fact for fact in facts if fact), "dim")
+    headline = verdict.headline(document)
+    if headline:
+        sheet.line(f"  {headline}", "green" if verdict.proven(document) else "bold red")
 
 
-def _actions(page: Page, document: dict, *, full: bool = False) -> None:
+def _actions(sheet: Sheet, document: dict, *, full: bool = False) -> None:
     for clause, place, actions in _by_clause(document.get("actions", ())):
-        page.heading(clause, place)
-        page.table(["site", "change", "left", "saved"], [_action_row(page, action) for action in actions], left=4)
+        sheet.heading(clause, place)
+        sheet.table(["site", "change", "left", "saved"], [_action_row(sheet, action) for action in actions], left=4)
         for action in actions:
             for note in [_choice(action), *action.get("notes", ())]:
                 if note:
-                    page.line(f"  {note}", "dim")
+                    sheet.line(f"  {note}", "dim")
             if full:
-                page.table(["tensor", "before", "after"], [_tensor_row(row) for row in action.get("tensors", ())])
+                sheet.table(["tensor", "before", "after"], [_tensor_row(row) for row in action.get("tensors", ())])
 
 
 def _by_clause(actions: list[dict]) -> list[tuple[str, str, list[dict]]]:
@@ -133,12 +72,12 @@ def _by_clause(actions: list[dict]) -> list[tuple[str, str, list[dict]]]:
     return [(*key, group) for key, group in groups.items()]
 
 
-def _action_row(page: Page, action: dict) -> list[str | Text]:
+def _action_row(sheet: Sheet, action: dict) -> list[str | Text]:
     saved = action.get("saved") or {}
     parts = [f"{wording.count(saved['parameters'])} parameters" if saved.get("parameters") else ""]
     parts.append(wording.size(saved["bytes"]) if saved.get("bytes") else "")
     share = _left(action)
-    left = "" if share is None else page.bar(share)
+    left = "" if share is None else sheet.bar(share)
     change = wording.attributes(action["before"], action["after"])
     return [action["site"], change, left, ", ".join(filter(None, parts)) or "nothing"]
 
@@ -164,12 +103,12 @@ def _tensor_row(row: dict) -> list[str]:
     return [row["name"], wording.shape(row["before"]), wording.shape(row["after"])]
 
 
-def _quality(page: Page, document: dict) -> None:
+def _quality(sheet: Sheet, document: dict) -> None:
     rows = document.get("quality") or []
     if not rows:
         return
-    page.heading("quality", _shared_data(rows))
-    page.table(["metric", "before", "after", "ratio", ""], [_quality_row(page, row) for row in rows])
+    sheet.heading("quality", _shared_data(rows))
+    sheet.table(["metric", "before", "after", "ratio", ""], [_quality_row(sheet, row) for row in rows])
 
 
 def _shared_data(rows: list[dict]) -> str:
@@ -177,15 +116,15 @@ def _shared_data(rows: list[dict]) -> str:
     return sources[0] if len(sources) == 1 else ""
 
 
-def _quality_row(page: Page, row: dict) -> list[str | Text]:
+def _quality_row(sheet: Sheet, row: dict) -> list[str | Text]:
     found = verdict.judge(row)
     style = LEVELS[found.level]
     name, before, after = row["metric"], row["before"], row["after"]
     values = [wording.metric(name, before), wording.metric(name, after)]
-    return [name, *values, page.text(wording.times(found.ratio), style), page.text(found.word, style)]
+    return [name, *values, sheet.text(wording.times(found.ratio), style), sheet.text(found.word, style)]
 
 
-def _controls(page: Page, document: dict) -> None:
+def _controls(sheet: Sheet, document: dict) -> None:
     key, controls = verdict.sorted_controls(document)
     if not controls:
         return
@@ -195,64 +134,66 @@ def _controls(page: Page, document: dict) -> None:
     rows: list[list[str | Text]] = []
     for name, side, style in (("dense", "before", ""), ("this cut", "after", "bold")):
         values = [quality[metric][side] if metric in quality else None for metric in metrics]
-        rows.append([page.text(text, style) for text in (name, *map(wording.metric, metrics, values))])
+        rows.append([sheet.text(text, style) for text in (name, *map(wording.metric, metrics, values))])
     for control in controls:
         values = [control["metrics"].get(metric) for metric in metrics]
         rows.append([control["name"], *map(wording.metric, metrics, values)])
-    page.heading("controls", f"other ways to cut, best {key} first")
-    page.table(["", *(name.replace(" ", "\n") for name in metrics)], rows)
+    sheet.heading("controls", f"other ways to cut, best {key} first")
+    sheet.table(["", *(name.replace(" ", "\n") for name in metrics)], rows)
 
 
-def _sizes(page: Page, document: dict) -> None:
+def _sizes(sheet: Sheet, document: dict) -> None:
     sizes, memory = document.get("size") or {}, document.get("memory")
     writers = {"parameters": wording.count, "bytes": wording.size, "flops": wording.count}
     rows = [[name, *_change_cells(change, writers.get(name, wording.count))] for name, change in sizes.items()]
     if memory:
         rows.append([f"memory, batch {memory['batch']}", *_change_cells(memory, wording.size)])
     if rows:
-        page.heading("size", memory["what"] if memory and memory.get("what") else "")
-        page.table(["", "before", "after", "change"], rows)
+        sheet.heading("size", memory["what"] if memory and memory.get("what") else "")
+        sheet.table(["", "before", "after", "change"], rows)
 
 
 def _change_cells(change: dict, write) -> list[str]:
+    if "saved" in change:
+        return ["–", "–", f"{write(change['saved'])} saved"]
     before, after = change["before"], change["after"]
     texts = ["–" if value is None else write(value) for value in (before, after)]
     return [*texts, wording.change(before, after)]
 
 
-def _latency(page: Page, document: dict) -> None:
+def _latency(sheet: Sheet, document: dict) -> None:
     rows = document.get("latency") or []
     if not rows:
         return
     measured = [row for row in rows if "skipped" not in row]
     runs = sorted({row["runs"] for row in measured if row.get("runs")})
-    page.heading("latency", f"median of {runs[0]} interleaved runs" if len(runs) == 1 else "medians, interleaved")
+    sheet.heading("latency", f"median of {runs[0]} interleaved runs" if len(runs) == 1 else "medians, interleaved")
     if measured:
-        page.table(["", "before", "after", "speed"], [_latency_row(page, row) for row in measured])
+        sheet.table(["", "before", "after", "speed"], [_latency_row(sheet, row) for row in measured])
     for row in rows:
         if "skipped" in row:
-            page.line(f"  {row['mode']}: skipped, {row['skipped']}", "dim")
+            sheet.line(f"  {row['mode']}: skipped, {row['skipped']}", "dim")
     for sentence in verdict.not_faster(document):
-        page.line(f"  {sentence}", "yellow")
+        sheet.line(f"  {sentence}", "yellow")
 
 
-def _latency_row(page: Page, row: dict) -> list[str | Text]:
+def _latency_row(sheet: Sheet, row: dict) -> list[str | Text]:
     gain = verdict.speed(row)
     style = "green" if gain and gain >= verdict.FASTER else ""
     times = [wording.milliseconds(row["before_ms"]), wording.milliseconds(row["after_ms"])]
-    return [f"{row['mode']}, batch {row['batch']}", *times, page.text(wording.times(gain), style)]
+    return [f"{row['mode']}, batch {row['batch']}", *times, sheet.text(wording.times(gain), style)]
 
 
-def _checks(page: Page, document: dict) -> None:
+def _checks(sheet: Sheet, document: dict) -> None:
     parity, requirements = document.get("parity", ()), document.get("requirements", ())
     if parity or requirements:
-        page.heading("proof")
+        sheet.heading("proof")
     for row in parity:
-        _check(page, row["holds"], f"{row['what']} ({_where(row)})", _parity_detail(row))
+        _check(sheet, row["holds"], f"{row['what']} ({_where(row)})", _parity_detail(row))
     for row in requirements:
         measured = row.get("measured")
         detail = f"measured {measured:.4g}" if isinstance(measured, int | float) else "not measured"
-        _check(page, row["holds"], row["text"], detail)
+        _check(sheet, row["holds"], row["text"], detail)
 
 
 def _where(row: dict) -> str:
@@ -263,18 +204,41 @@ def _parity_detail(row: dict) -> str:
     return f"{wording.scientific(row['max_abs'])}, allowed {wording.scientific(row['tolerance'])}"
 
 
-def _check(page: Page, holds: bool, text: str, detail: str) -> None:
-    line = page.text("  ")
-    line.append_text(page.text("✓ " if holds else "✗ ", "green" if holds else "bold red"))
-    line.append_text(page.text(text, "" if holds else "bold red"))
-    line.append_text(page.text(f"  {detail}", "dim"))
-    page.show(line)
+def _check(sheet: Sheet, holds: bool, text: str, detail: str) -> None:
+    line = sheet.text("  ")
+    line.append_text(sheet.text("✓ " if holds else "✗ ", "green" if holds else "bold red"))
+    line.append_text(sheet.text(text, "" if holds else "bold red"))
+    line.append_text(sheet.text(f"  {detail}", "dim"))
+    sheet.show(line)
 
 
-def _ending(page: Page, document: dict) -> None:
+def _embeddings(sheet: Sheet, found: dict | None) -> None:
+    if found is None:
+        return
+    data, share, signed = found["similarity"], found["participation"], wording.signed
+    sheet.heading("class embeddings", f"{found['classes']} classes, {found['width']} coordinates, c = t + y")
+    rows = [
+        [name, *(signed(data[key][side]) for side in ("mean", "min", "max")), nprs]
+        for name, key, nprs in (
+            ("c = t + y", "c", f"{share['c']['npr']:.3f}"),
+            ("y alone", "y", f"{share['y']['npr']:.3f}"),
+            ("centred, of c and of y", "centred", "–"),
+        )
+    ]
+    sheet.table(["cosine between classes", "mean", "lowest", "highest", "nPR"], rows)
+    spread = found["directions"]
+    sheet.line(
+        f"  from ‖t‖ and ‖y‖ alone: {signed(data['predicted'])}; nPR of a Gaussian vector: {share['gaussian']:.3f}"
+    )
+    sheet.line(
+        f"  {spread['for_99']} directions hold 99 % of the variance of the activated c, {spread['for_998']} hold 99.8 %"
+    )
+
+
+def _ending(sheet: Sheet, document: dict) -> None:
     if document.get("bundle"):
-        page.line(f"saved in {document['bundle']}", "bold", top=True)
+        sheet.line(f"saved in {document['bundle']}", "bold", top=True)
     elif not verdict.proven(document):
-        page.line("nothing was saved: the proof above does not hold", "bold red", top=True)
+        sheet.line("nothing was saved: the proof above does not hold", "bold red", top=True)
     elif document.get("actions"):
-        page.line("nothing was saved: no output folder was named", "dim", top=True)
+        sheet.line("nothing was saved: no output folder was named", "dim", top=True)

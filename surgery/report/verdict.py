@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from surgery.report import wording
+from surgery.report.document import finding
 
 SAME, WORSE = 1.02, 1.10
 SAME_POINTS, WORSE_POINTS = 0.01, 0.03
@@ -45,24 +46,26 @@ def proven(document: dict) -> bool:
 
 
 def speed(row: dict) -> float | None:
-    """How many times faster a latency row became (before / after), None where it was not measured."""
+    """How many times faster a latency row became, by its own ratio or before / after; None where not measured."""
     if "skipped" in row or not row.get("after_ms"):
         return None
-    return row["before_ms"] / row["after_ms"]
+    return row.get("ratio") or row["before_ms"] / row["after_ms"]
 
 
 def not_faster(document: dict) -> list[str]:
-    """A sentence for every mode and batch that gained less than 1.05×, with the reason where one is known."""
+    """A sentence for every mode and batch that gained less than 1.05× or not for sure, with the reason if known."""
     rows = [(row, speed(row)) for row in document.get("latency") or ()]
     return [
         f"{_pace(gain)}: {row['mode']}, batch {row['batch']} ({wording.times(gain)}): {_reason(document, row, gain)}"
         for row, gain in rows
-        if gain is not None and gain < FASTER
+        if gain is not None and (gain < FASTER or row.get("note"))
     ]
 
 
 def headline(document: dict) -> str:
     """The result in one line."""
+    if not any(document.get(key) for key in ("actions", "quality", "requirements")):
+        return _embedding_fact(finding(document, "embeddings"))
     facts = [*_size_fact(document), *_quality_facts(document), *_speed_fact(document), _proof_fact(document)]
     return " · ".join(fact for fact in facts if fact)
 
@@ -97,12 +100,12 @@ def _cost(before: float, after: float, better: str) -> float | None:
 
 
 def _pace(gain: float) -> str:
-    return "slower" if gain < SLOWER else "not faster"
+    return "slower" if gain < SLOWER else "not faster" if gain < FASTER else "not faster for sure"
 
 
 def _reason(document: dict, row: dict, gain: float) -> str:
-    if row.get("why"):
-        return row["why"]
+    if row.get("why") or row.get("note"):
+        return row.get("why") or row["note"].removeprefix("not faster: ")
     if gain < SLOWER:
         return "no reason was recorded"
     flops = (document.get("size") or {}).get("flops")
@@ -151,3 +154,13 @@ def _proof_fact(document: dict) -> str:
     if not all(row["holds"] for row in document.get("parity", ())):
         return "parity failed"
     return "proven" if document.get("parity") or document.get("requirements") else ""
+
+
+def _embedding_fact(found: dict | None) -> str:
+    if found is None:
+        return ""
+    data, signed = found["similarity"], wording.signed
+    return (
+        f"class cosine {signed(data['c']['mean'])} with the shared t, {signed(data['y']['mean'])} without it"
+        f" · {found['directions']['for_99']} of {found['width']} directions hold 99 % of the variance"
+    )
