@@ -110,7 +110,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_bytes(folder: Path, name: str) -> bytes:
-    """A small file of a bundle. Raises BundleError where it cannot be read."""
+    """A file of a bundle, no more of it than any of its JSON files may hold. Raises BundleError."""
     try:
         with (folder / name).open("rb") as stream:
             return stream.read(BYTES + 1)
@@ -128,10 +128,7 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         path = folder / name
         if not path.is_file():
             raise BundleError(f"{name} is missing from the bundle `{folder}`", code=MISSING, help=AGAIN)
-        try:
-            found = describe(path)
-        except OSError as error:
-            raise unreadable(name, error) from error
+        found = describe(path)
         if found["bytes"] != row["bytes"]:
             problem = "truncated" if found["bytes"] < row["bytes"] else "changed"
             sizes = f"{found['bytes']} bytes, surgery.json says {row['bytes']}"

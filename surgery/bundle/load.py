@@ -29,18 +29,20 @@ def load(
     admitted. `verify` compares every file with the hash in surgery.json, which finds damage; without it only the
     graph and the tensors are read. Raises BundleError.
     """
-    path = Path(os.path.abspath(folder))
-    restore(path)
-    manifest = read_manifest(path)
     place = _device(device)
-    if verify:
-        verify_files(path, manifest["files"])
-    parsed = read_graph(read_bytes(path, GRAPH), place)
     try:
-        tensors = read_tensors(path, tensor_files(manifest["files"]), parsed.table, place)
+        return _read(Path(os.path.abspath(folder)), place, verify)
     except OSError as error:
-        raise unreadable(error.filename or "model.safetensors", error) from error
-    return LoadedModule(parsed.graph, tensors, place)
+        raise unreadable(str(error.filename or folder), error) from error
+
+
+def _read(folder: Path, device: torch.device, verify: bool) -> LoadedModule:
+    restore(folder)
+    files = read_manifest(folder)["files"]
+    if verify:
+        verify_files(folder, files)
+    parsed = read_graph(read_bytes(folder, GRAPH), device)
+    return LoadedModule(parsed.graph, read_tensors(folder, tensor_files(files), parsed.table, device), device)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -6,6 +6,8 @@ operators that reach outside (files, streams, process-wide settings), that re-po
 tensor, that build tensors whose invariants nobody checks (sparse, nested, quantized, packed weights), backward
 formulas (they trust what forward saved), writers into `out=`, and everything private (`_name`) save a short list
 which `torch.export` emits for public functions. In-place arithmetic is admitted: models with caches need it.
+This is about what operators may do, not how long they take: a hostile graph can still ask for more memory or time
+than there is, and fails like any large model does.
 """
 
 from functools import cache
@@ -26,11 +28,25 @@ REASONS = {
     "segment_reduce": "it can be told to skip its bounds checks",
     "ctc_loss": "it reads label indices unchecked",
     "native_batch_norm": "it trusts the sizes of its statistics",
+    "lu_unpack": "it trusts pivots unchecked",
+    "lu_solve": "it trusts pivots unchecked",
+    "linalg_lu_solve": "it trusts pivots unchecked",
+    "linalg_ldl_solve": "it trusts pivots unchecked",
+    "fractional_max_pool2d": "it computes indices from its samples unchecked",
+    "fractional_max_pool3d": "it computes indices from its samples unchecked",
+    "slice_inverse": "it re-points a tensor's memory",
+    "data": "it takes a tensor out of autograd's sight",
+    "get_gradients": "it reads the state of distributed autograd",
+    "empty_quantized": "it builds quantized tensors",
+    "copy_sparse_to_sparse": "it builds sparse tensors",
+    "copy_sparse_to_sparse_": "it builds sparse tensors",
+    "to_padded_tensor": "it trusts the offsets of a nested tensor",
     "rename": "named tensors are not admitted",
     "rename_": "named tensors are not admitted",
     "align_to": "named tensors are not admitted",
 }
 PREFIXES = {
+    "batch_norm_": "it is internal to one backend",
     "resize": "it resizes a tensor's memory",
     "sparse_": "it builds sparse tensors whose indices are not checked",
     "to_sparse": "it builds sparse tensors",
