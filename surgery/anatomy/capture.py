@@ -1,0 +1,170 @@
+"""A model becomes a graph: torch.export, non-strict, eval mode, batch and sequence dynamic."""
+
+import linecache
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from surgery.anatomy.graphs import aten
+from surgery.diagnostics import CaptureError
+
+Inputs = tuple | Mapping[str, Any]
+
+
+def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
+    """The graph of a model's forward pass over pre-dispatch ATen, with the model's own tensors.
+
+    example_inputs: positional (a tuple) or keyword (a mapping) arguments of `forward`. The first axis of every
+    tensor is the batch; it becomes symbolic, and so does the second of 2-D and 3-D tensors (a sequence).
+    Where the model's code fixes the batch, the graph is captured at that size and `meta["notes"]` says so.
+
+    The graph shares its tensors with `model`, which is left as it was. Raises CaptureError (S301, S302), which
+    names the line of the model's code that stands in the way.
+    """
+    if isinstance(model, GraphModule) and "captured" in model.meta:
+        return model
+    args, kwargs = split_inputs(with_batch(example_inputs, at_least=2))
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        graph_module = _export(model, args, kwargs)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    _drop_assertions(graph_module)
+    graph_module.meta["captured"] = True
+    return graph_module
+
+
+def split_inputs(inputs: Inputs) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments of example inputs."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    raise CaptureError(
+        f"example inputs are a {type(inputs).__name__}",
+        code="S301",
+        help="give a tuple (positional arguments) or a dict (keyword arguments)",
+    )
+
+
+def call(module: Any, inputs: Inputs) -> Any:
+    """Call a module with example inputs, positional or keyword."""
+    args, kwargs = split_inputs(inputs)
+    return module(*args, **kwargs)
+
+
+def batch_size(inputs: Inputs) -> int:
+    """The size of the first axis of the first tensor; 0 without tensors."""
+    sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    return sizes[0] if sizes else 0
+
+
+def with_batch(inputs: Inputs, *, size: int | None = None, at_least: int = 1) -> Inputs:
+    """The same inputs at another batch size: rows are repeated in turn, or left out."""
+    have = batch_size(inputs)
+    want = size or max(have, at_least)
+    if not have or want == have:
+        return inputs
+
+    def resize(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != have:
+            return leaf
+        return leaf[torch.arange(want, device="cpu" if leaf.is_meta else leaf.device).remainder(have).to(leaf.device)]
+
+    return pytree.tree_map(resize, inputs)
+
+
+def _export(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> GraphModule:
+    batch = batch_size((*args, *kwargs.values()))
+    try:
+        return _export_with(model, args, kwargs, batch, Dim.DYNAMIC)
+    except Exception as first:
+        try:
+            graph_module = _export_with(model, args, kwargs, batch, Dim.AUTO)
+        except Exception as error:
+            raise _explain(error) from error
+        if _has_symbolic_batch(graph_module):
+            return graph_module
+        graph_module.meta["notes"] = (f"the batch is fixed to {batch}: {_first_line(first)}",)
+        return graph_module
+
+
+def _export_with(model, args: tuple, kwargs: dict, batch: int, kind: Any) -> GraphModule:
+    def dims(leaf: Any) -> dict | None:
+        if not isinstance(leaf, torch.Tensor) or not leaf.dim():
+            return None
+        named = {0: kind} if leaf.shape[0] == batch else {}
+        return named | ({1: Dim.AUTO} if leaf.dim() in (2, 3) and leaf.shape[1] > 1 else {})
+
+    positional, keyword = pytree.tree_map(dims, args), pytree.tree_map(dims, kwargs)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=keyword or positional, strict=False)
+        return program.module(check_guards=False)
+
+
+def _has_symbolic_batch(graph_module: GraphModule) -> bool:
+    sizes = [
+        node.meta["val"].shape[0]
+        for node in graph_module.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].dim()
+    ]
+    return any(isinstance(size, torch.SymInt) for size in sizes)
+
+
+def _drop_assertions(graph_module: GraphModule) -> None:
+    """Metadata assertions pin dtype and device of the day of capture; a rewritten graph must move freely."""
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_function" and node.target is aten._assert_tensor_metadata.default:
+            graph_module.graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+CURES = (
+    ("data-dependent", "take the branch on a tensor's values out of forward, or write it with torch.where"),
+    ("Could not guard", "take the branch on a tensor's values out of forward, or write it with torch.where"),
+    ("Could not extract specialized integer", "replace .item() in forward by a tensor operation"),
+    ("FakeTensor", "keep numpy, .numpy() and .item() out of forward"),
+    ("unexpected keyword", "check the names in example_inputs against the model's forward"),
+    ("missing", "check the names in example_inputs against the model's forward"),
+    ("shape", "check the shapes in example_inputs: does model(**example_inputs) run?"),
+)
+
+
+def _explain(error: BaseException) -> CaptureError:
+    text = str(error)
+    cure = next((cure for sign, cure in CURES if sign in text), "run the model on the example inputs first")
+    notes = [f"{type(error).__name__}: {_first_line(error)}"]
+    place = _model_line(error)
+    if place:
+        notes.insert(0, place)
+    return CaptureError("the model cannot be captured as a graph", code="S302", notes=notes, help=cure)
+
+
+def _model_line(error: BaseException) -> str | None:
+    """`file:line: code` of the deepest frame that is neither torch's nor ours."""
+    ours = str(Path(__file__).resolve().parents[1])
+    theirs = str(Path(torch.__file__).resolve().parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((ours, theirs, "<"))
+    ]
+    if not frames:
+        return None
+    last = frames[-1]
+    return f"{last.filename}:{last.lineno}: {linecache.getline(last.filename, last.lineno or 0).strip()}"

@@ -1,0 +1,34 @@
+"""Values of a few nodes, computing nothing but what they need."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from surgery.anatomy.graphs import ancestors, attribute
+
+
+@torch.no_grad()
+def evaluate(graph_module: GraphModule, wanted: Sequence[Node], given: Mapping[Node, Any]) -> list[Any]:
+    """The values of `wanted` nodes when the `given` nodes (placeholders or inner nodes) have these values.
+
+    Only the ancestors of `wanted`, up to `given`, are run. Raises KeyError for a placeholder that is needed
+    and not given.
+    """
+    needed = ancestors(wanted, stop=given)
+    values: dict[Node, Any] = dict(given)
+    for node in graph_module.graph.nodes:
+        if node in needed and node not in values:
+            values[node] = _run(graph_module, node, values)
+    return [values[node] for node in wanted]
+
+
+def _run(graph_module: GraphModule, node: Node, values: Mapping[Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return attribute(graph_module, node.target)
+    if node.op == "placeholder":
+        raise KeyError(node.name)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda source: values[source])
+    return node.target(*args, **kwargs)

@@ -1,0 +1,128 @@
+"""Reading a captured graph: shapes, owners, weights, ancestors. Nothing here edits."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+ACTIVATIONS = {
+    aten.silu.default,
+    aten.gelu.default,
+    aten.relu.default,
+    aten.relu6.default,
+    aten.leaky_relu.default,
+    aten.elu.default,
+    aten.mish.default,
+    aten.hardswish.default,
+    aten.softplus.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
+}
+"""Nonlinearities; a hand-written one (x · sigmoid(x)) is found through the sigmoid in it."""
+
+
+def is_op(node: Any, *operators: Any) -> bool:
+    """Whether `node` calls one of these overloads or overload packets (`aten.linear`)."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return False
+    return node.target in operators or getattr(node.target, "overloadpacket", None) in operators
+
+
+def value(node: Node) -> Any:
+    """The fake value capture recorded: a tensor, a symbolic int or a list of them."""
+    return node.meta.get("val")
+
+
+def shape(node: Node) -> tuple | None:
+    """The shape of a tensor-valued node, symbolic sizes included; None for anything else."""
+    fake = value(node)
+    return tuple(fake.shape) if isinstance(fake, torch.Tensor) else None
+
+
+def width(node: Node) -> int | None:
+    """The size of the last axis where it is a plain number."""
+    sizes = shape(node)
+    return sizes[-1] if sizes and isinstance(sizes[-1], int) else None
+
+
+def owner(node: Node) -> str:
+    """The dotted path of the module whose forward made the node; "" at the top."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def attribute(graph_module: GraphModule, name: str) -> torch.Tensor:
+    """A parameter, buffer or constant by its dotted name."""
+    found: Any = graph_module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def weight_of(node: Node) -> Node | None:
+    """The `get_attr` node of a linear's or an embedding's weight; None when it is computed."""
+    weight = node.args[0] if is_op(node, aten.embedding) else node.args[1]
+    return weight if isinstance(weight, Node) and weight.op == "get_attr" else None
+
+
+def bias_of(linear: Node) -> Node | None:
+    """The `get_attr` node of a linear's bias, if it has one."""
+    bias = linear.args[2] if len(linear.args) > 2 else linear.kwargs.get("bias")
+    return bias if isinstance(bias, Node) and bias.op == "get_attr" else None
+
+
+def ancestors(nodes: Iterable[Node], stop: Iterable[Node] = ()) -> set[Node]:
+    """The nodes and all they are computed from, not looking past `stop`."""
+    halt, seen, todo = set(stop), set(), list(nodes)
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node not in halt:
+            todo.extend(node.all_input_nodes)
+    return seen
+
+
+def tensor_inputs(node: Node) -> list[Node]:
+    """The inputs of a node that are tensors (no sizes, no getitem'd scalars)."""
+    return [source for source in node.all_input_nodes if isinstance(value(source), torch.Tensor)]
+
+
+def tensor_ancestors(node: Node) -> set[Node]:
+    """Ancestors through tensors alone: reading a tensor's size does not make it an ancestor."""
+    seen, todo = set(), [node]
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        todo.extend(tensor_inputs(current) if not _is_container(current) else current.all_input_nodes)
+    return seen
+
+
+def _is_container(node: Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
+
+
+def placeholders(graph_module: GraphModule) -> list[Node]:
+    return [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+
+
+def calls(graph_module: GraphModule, *operators: Any) -> Iterator[Node]:
+    """Every call of these operators, in graph order."""
+    return (node for node in graph_module.graph.nodes if is_op(node, *operators))
+
+
+def common_path(paths: Iterable[str]) -> str:
+    """The longest dotted prefix shared by all paths."""
+    split = [path.split(".") if path else [] for path in paths]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)

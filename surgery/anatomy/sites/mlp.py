@@ -1,0 +1,101 @@
+"""Feed-forward layers: linear → activation [× gate] → linear."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule, Node
+
+from surgery.anatomy.graphs import ACTIVATIONS, aten, calls, common_path, is_op, owner, shape, tensor_inputs, width
+from surgery.anatomy.site import Site
+
+CARRY = (
+    aten.mul,
+    aten.dropout,
+    aten.clone,
+    aten.to,
+    aten.add,
+    aten.pow,
+    aten.square,
+    aten.sigmoid,
+    aten.tanh,
+    aten.div,
+    aten.contiguous,
+    aten.chunk,
+    aten.split,
+    aten.split_with_sizes,
+    aten.slice,
+    aten.view,
+    aten.reshape,
+)
+
+
+@dataclass(frozen=True)
+class Mlp(Site):
+    """`width` hidden channels; `gated` when a second branch multiplies the activated one (GLU)."""
+
+    width: int = 0
+    gated: bool = False
+    up: tuple[Node, ...] = field(default=(), repr=False, compare=False)
+    down: Node | None = field(default=None, repr=False, compare=False)
+
+    def describe(self) -> str:
+        return f"{self.width} channels{', gated' if self.gated else ''}"
+
+
+def find_mlps(graph_module: GraphModule) -> Iterator[Mlp]:
+    """Every feed-forward layer whose hidden channels are used by one linear alone."""
+    seen: set[Node] = set()
+    for node in calls(graph_module, *ACTIVATIONS):
+        down = _down(node)
+        if down is None or down in seen:
+            continue
+        up = _ups(down)
+        if not up or width(down.args[0]) is None:
+            continue
+        seen.add(down)
+        gated = len(up) > 1 or width(up[0]) == 2 * width(down.args[0])
+        yield Mlp(
+            kind="mlp",
+            path=_path(up, down),
+            nodes=(*up, down),
+            width=width(down.args[0]),
+            gated=gated,
+            up=up,
+            down=down,
+        )
+
+
+def _path(up: tuple[Node, ...], down: Node) -> str:
+    return common_path([*(owner(linear) for linear in up), owner(down)])
+
+
+def _down(activation: Node) -> Node | None:
+    """The linear that reads the activated channels, through gates and dropout."""
+    current = activation
+    for _ in range(8):
+        users = [user for user in current.users if shape(user)]
+        linear = next((user for user in users if is_op(user, aten.linear) and user.args[0] is current), None)
+        if linear:
+            return linear if len(users) == 1 else None
+        if not users or not all(is_op(user, *CARRY, *ACTIVATIONS) for user in users):
+            return None
+        current = users[-1]
+    return None
+
+
+def _ups(down: Node) -> tuple[Node, ...]:
+    """The linears whose outputs meet in the hidden channels; empty when something else does."""
+    found, seen, todo = [], set(), [down.args[0]]
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if is_op(current, aten.linear):
+            found.append(current)
+        elif is_op(current, *CARRY, *ACTIVATIONS) or getattr(current.target, "__name__", "") == "getitem":
+            todo.extend(tensor_inputs(current) or current.all_input_nodes)
+        elif current.op != "get_attr":
+            return ()
+    order = {node: index for index, node in enumerate(down.graph.nodes)}
+    return tuple(sorted(found, key=order.__getitem__))

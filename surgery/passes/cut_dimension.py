@@ -1,0 +1,94 @@
+"""Cut a feature axis down to some of its coordinates, in every place at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from surgery.anatomy.dimension import RESHAPES
+from surgery.anatomy.graphs import aten, attribute, bias_of, is_op, weight_of, width
+from surgery.passes.weights import replace_tensor, set_linear
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Where one axis is cut, by node name: the nodes that carry it, its producers and its consumers."""
+
+    carriers: tuple[str, ...]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CutDimension:
+    """before  producers [D, …], consumers [M, D]      after  producers [n, …], consumers [M, n] with new weights
+
+    `keep` [n] are the coordinates kept, ascending. `weights` gives a consumer's new weight [M, n] and bias [M] (or
+    None) by the name of its weight; a consumer not named there loses its columns and nothing else. `tensors` replaces
+    producers' tensors outright, by name.
+    """
+
+    clause: str
+    place: str
+    cuts: tuple[Cut, ...]
+    keep: Tensor
+    size: int
+    weights: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = "cut-dimension"
+
+    def requires(self, graph_module: GraphModule) -> str | None:
+        for node in self._nodes(graph_module, "carriers"):
+            if width(node) != self.size:
+                return f"`{node.name}` has width {width(node)}, not {self.size}"
+        return None
+
+    def run(self, graph_module: GraphModule) -> None:
+        done: set[str] = set()
+        for producer in self._nodes(graph_module, "producers"):
+            self._cut_producer(graph_module, producer, done)
+        for consumer in self._nodes(graph_module, "consumers"):
+            self._cut_consumer(graph_module, consumer, done)
+        for node in self._nodes(graph_module, "carriers"):
+            self._resize(node)
+
+    def ensures(self, graph_module: GraphModule) -> str | None:
+        for node in self._nodes(graph_module, "carriers"):
+            if width(node) != len(self.keep):
+                return f"`{node.name}` still has width {width(node)}"
+        return None
+
+    def _nodes(self, graph_module: GraphModule, role: str) -> list[Node]:
+        names = {name for cut in self.cuts for name in getattr(cut, role)}
+        return [node for node in graph_module.graph.nodes if node.name in names]
+
+    def _cut_producer(self, graph_module: GraphModule, node: Node, done: set[str]) -> None:
+        if is_op(node, aten.linear):
+            self._take(graph_module, weight_of(node), 0, done)
+            self._take(graph_module, bias_of(node), 0, done)
+        else:
+            self._take(graph_module, node if node.op == "get_attr" else weight_of(node), -1, done)
+
+    def _take(self, graph_module: GraphModule, weight: Node | None, axis: int, done: set[str]) -> None:
+        if weight is None or weight.target in done:
+            return
+        done.add(weight.target)
+        tensor = attribute(graph_module, weight.target)
+        new = self.tensors.get(weight.target)
+        replace_tensor(graph_module, weight.target, tensor.index_select(axis, self.keep) if new is None else new)
+
+    def _cut_consumer(self, graph_module: GraphModule, node: Node, done: set[str]) -> None:
+        name = weight_of(node).target
+        if name not in self.weights:
+            self._take(graph_module, weight_of(node), 1, done)
+        else:
+            set_linear(graph_module, node, *self.weights[name])
+
+    def _resize(self, node: Node) -> None:
+        """Sizes written into reshapes follow the cut."""
+        if node.op != "call_function" or node.target not in RESHAPES:
+            return
+        sizes = node.args[1] if len(node.args) > 1 else None
+        if isinstance(sizes, list | tuple) and sizes and sizes[-1] == self.size:
+            node.args = (node.args[0], [*sizes[:-1], len(self.keep)], *node.args[2:])

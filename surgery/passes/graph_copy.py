@@ -1,0 +1,21 @@
+"""A graph of one's own over the same tensors."""
+
+from torch.fx import Graph, GraphModule
+
+
+def copy_graph_module(graph_module: GraphModule) -> GraphModule:
+    """A GraphModule whose graph and attributes can be replaced without touching the original.
+
+    Tensors are shared, not copied; node names and meta are kept. Only attributes the graph reads come along.
+    """
+    graph = Graph()
+    mapping: dict = {}
+    result = graph.graph_copy(graph_module.graph, mapping)
+    output = next(node for node in reversed(graph_module.graph.nodes) if node.op == "output")
+    graph.output(result).meta.update(output.meta)
+    graph._codegen = graph_module.graph._codegen
+    for old, new in mapping.items():
+        new.meta = dict(old.meta)
+    copied = GraphModule(graph_module, graph, class_name="Model")
+    copied.meta.update(graph_module.meta)
+    return copied.train(graph_module.training)

@@ -1,0 +1,55 @@
+"""Shapes of a rewritten graph, recomputed where something changed."""
+
+from collections.abc import Iterable
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
+
+from surgery.anatomy.graphs import attribute
+
+
+def refresh(graph_module: GraphModule, changed: Iterable[Node]) -> list[Node]:
+    """Recompute `meta["val"]` of the changed nodes and of all that depend on them; returns nodes whose shape changed.
+
+    Raises what the operator raises when shapes no longer fit, with the node's name in a note.
+    """
+    mode = _fake_mode(graph_module)
+    stale, reshaped = set(changed), []
+    for node in graph_module.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if node not in stale and not stale.intersection(node.all_input_nodes):
+            continue
+        stale.add(node)
+        before = _sizes(node.meta.get("val"))
+        try:
+            node.meta["val"] = _compute(graph_module, node, mode)
+        except Exception as error:
+            error.add_note(f"at node `{node.name}` of the rewritten graph")
+            raise
+        if _sizes(node.meta["val"]) != before:
+            reshaped.append(node)
+    return reshaped
+
+
+def _fake_mode(graph_module: GraphModule) -> FakeTensorMode:
+    for node in graph_module.graph.nodes:
+        for leaf in tree_leaves(node.meta.get("val")):
+            if isinstance(leaf, torch._subclasses.FakeTensor):
+                return leaf.fake_mode
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _compute(graph_module: GraphModule, node: Node, mode: FakeTensorMode):
+    if node.op == "get_attr":
+        return mode.from_tensor(attribute(graph_module, node.target), static_shapes=True)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+    with mode, torch.no_grad():
+        return node.target(*args, **kwargs)
+
+
+def _sizes(fake) -> list[str]:
+    return [str(tuple(leaf.shape)) if isinstance(leaf, torch.Tensor) else str(leaf) for leaf in tree_leaves(fake)]

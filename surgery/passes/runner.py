@@ -1,0 +1,75 @@
+"""Runs passes over a graph: requires, run, ensures, lint, and a mark on every node that changed."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from torch.fx import GraphModule, Node
+
+from surgery.anatomy.graphs import attribute
+from surgery.diagnostics import SurgeryError
+from surgery.passes.graph_copy import copy_graph_module
+from surgery.passes.provenance import Provenance, stamp
+from surgery.passes.refresh import refresh
+
+
+class Pass(Protocol):
+    """A frozen dataclass whose fields are its options.
+
+    The graph is valid before and after a pass, not necessarily during. `requires` and `ensures` return the reason
+    why they do not hold, or None. `run` edits the graph in place, and nothing else.
+    """
+
+    name: str
+    clause: str
+    place: str
+
+    def requires(self, graph_module: GraphModule) -> str | None: ...
+    def run(self, graph_module: GraphModule) -> None: ...
+    def ensures(self, graph_module: GraphModule) -> str | None: ...
+
+
+Observer = Callable[[Pass, GraphModule], None]
+
+
+def run_passes(graph_module: GraphModule, passes: Iterable[Pass], *, after: Observer | None = None) -> GraphModule:
+    """A rewritten copy of the graph; the graph given is left as it was. `after` sees the graph behind each pass.
+
+    A pass that fails keeps its exception's type, with the clause and its place added as a note.
+    """
+    rewritten = copy_graph_module(graph_module)
+    for step in passes:
+        try:
+            _run(rewritten, step)
+        except Exception as error:
+            error.add_note(f"in pass `{step.name}` for `{step.clause}` ({step.place})")
+            raise
+        if after:
+            after(step, rewritten)
+    return rewritten
+
+
+def _run(graph_module: GraphModule, step: Pass) -> None:
+    _hold(step, "requires", step.requires(graph_module))
+    before = _snapshot(graph_module)
+    step.run(graph_module)
+    graph_module.graph.lint()
+    changed = [node for node in graph_module.graph.nodes if before.get(node.name) != _signature(graph_module, node)]
+    mark = Provenance(step.clause, step.place, step.name)
+    for node in [*changed, *refresh(graph_module, changed)]:
+        stamp(node, mark)
+    graph_module.recompile()
+    _hold(step, "ensures", step.ensures(graph_module))
+
+
+def _hold(step: Pass, what: str, reason: str | None) -> None:
+    if reason:
+        raise SurgeryError(f"pass `{step.name}` {what}: {reason}", code="S501")
+
+
+def _snapshot(graph_module: GraphModule) -> dict[str, tuple]:
+    return {node.name: _signature(graph_module, node) for node in graph_module.graph.nodes}
+
+
+def _signature(graph_module: GraphModule, node: Node) -> tuple:
+    tensor = id(attribute(graph_module, node.target)) if node.op == "get_attr" else None
+    return node.op, str(node.target), str(node.args), str(node.kwargs), tensor

@@ -1,0 +1,42 @@
+"""New values in place of old ones; no shape changes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from surgery.anatomy.graphs import aten, attribute, calls, weight_of
+from surgery.passes.weights import replace_tensor, set_linear
+
+
+@dataclass(frozen=True, eq=False)
+class SetWeights:
+    """before  linear W [M, D], b [M]; tensor T      after  linear W' [M, D], b' [M]; tensor T' of the same shape
+
+    `linears` maps a linear's weight name to its new weight and bias (None: as it is); `tensors` any tensor's name to
+    its new value.
+    """
+
+    clause: str
+    place: str
+    linears: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = "set-weights"
+
+    def requires(self, graph_module: GraphModule) -> str | None:
+        for name, (weight, _) in self.linears.items():
+            if weight.shape != attribute(graph_module, name).shape:
+                return f"`{name}` is {tuple(attribute(graph_module, name).shape)}, not {tuple(weight.shape)}"
+        return None
+
+    def run(self, graph_module: GraphModule) -> None:
+        for node in list(calls(graph_module, aten.linear)):
+            weight = weight_of(node)
+            if weight is not None and weight.target in self.linears:
+                set_linear(graph_module, node, *self.linears[weight.target])
+        for name, tensor in self.tensors.items():
+            replace_tensor(graph_module, name, tensor)
+
+    def ensures(self, graph_module: GraphModule) -> str | None:
+        return None

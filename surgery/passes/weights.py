@@ -1,0 +1,68 @@
+"""Replacing the tensors of a graph by name."""
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.nn import Module, Parameter
+
+from surgery.anatomy.graphs import attribute, bias_of, weight_of
+
+
+def replace_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor) -> None:
+    """Put `tensor` where the parameter or buffer `name` is; its kind and requires_grad stay."""
+    parent, leaf = _parent(graph_module, name)
+    old = getattr(parent, leaf)
+    tensor = tensor.detach().to(old.dtype).to(old.device).contiguous()
+    if isinstance(old, Parameter):
+        setattr(parent, leaf, Parameter(tensor, requires_grad=old.requires_grad))
+    elif leaf in parent._buffers:
+        parent._buffers[leaf] = tensor
+    else:
+        setattr(parent, leaf, tensor)
+
+
+def add_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor, *, parameter: bool = True) -> str:
+    """Register a new tensor under `name`, or the next free name like it; returns the name it got."""
+    parent, leaf = _parent(graph_module, name, create=True)
+    free, number = leaf, 1
+    while hasattr(parent, free):
+        free, number = f"{leaf}_{number}", number + 1
+    if parameter:
+        parent.register_parameter(
+            free, Parameter(tensor.detach().contiguous(), requires_grad=tensor.is_floating_point())
+        )
+    else:
+        parent.register_buffer(free, tensor.detach().contiguous())
+    return name[: len(name) - len(leaf)] + free
+
+
+def set_linear(graph_module: GraphModule, linear: Node, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give a linear new weight [M, n] and bias [M]; one that had no bias gets one where `bias` is given."""
+    old_weight, old_bias = weight_of(linear), bias_of(linear)
+    replace_tensor(graph_module, old_weight.target, weight)
+    if bias is None:
+        return
+    if old_bias is not None:
+        return replace_tensor(graph_module, old_bias.target, bias)
+    like = attribute(graph_module, old_weight.target)
+    name = add_tensor(graph_module, old_weight.target.removesuffix("weight") + "bias", bias.to(like))
+    with graph_module.graph.inserting_before(linear):
+        added = graph_module.graph.get_attr(name)
+    linear.args = (linear.args[0], linear.args[1], added)
+
+
+def users_of(graph_module: GraphModule, tensor: torch.Tensor) -> list[Node]:
+    """Every get_attr node that reads this very tensor, under whatever name."""
+    return [
+        node
+        for node in graph_module.graph.nodes
+        if node.op == "get_attr" and attribute(graph_module, node.target) is tensor
+    ]
+
+
+def _parent(module: Module, name: str, *, create: bool = False) -> tuple[Module, str]:
+    *path, leaf = name.split(".")
+    for part in path:
+        if create and not hasattr(module, part):
+            module.add_module(part, Module())
+        module = getattr(module, part)
+    return module, leaf

@@ -1,0 +1,28 @@
+"""Which model a plan was made for: its structure, without its weights."""
+
+import hashlib
+
+from torch.fx import GraphModule
+
+from surgery.anatomy.graphs import attribute
+
+
+def tensors_of(graph_module: GraphModule) -> dict[str, str]:
+    """Every tensor the graph reads: name to `dtype[shape]`."""
+    names = sorted({node.target for node in graph_module.graph.nodes if node.op == "get_attr"})
+    found = {name: attribute(graph_module, name) for name in names}
+    return {name: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in found.items()}
+
+
+def fingerprint(graph_module: GraphModule) -> str:
+    """`sha256:…` over the operators in order and the tensors' names, shapes and dtypes.
+
+    Example inputs' batch, the device and node names do not enter.
+    """
+    digest = hashlib.sha256()
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function":
+            digest.update(f"{node.target}\n".encode())
+    for name, form in tensors_of(graph_module).items():
+        digest.update(f"{name} {form}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,54 @@
+"""What an operation on a model leaves: the module, how it came about, and how to save it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from surgery.plan.plan import Plan
+
+TIMED = ("latency", "memory", "elapsed_s")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """`graph_module` is the rewritten graph; `module` the same, called like the original model. It shares the tensors
+    that were not cut with the original. `report` is the document of format `surgery.report/1`."""
+
+    graph_module: GraphModule
+    plan: Plan
+    report: dict[str, Any]
+    manifest: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def module(self) -> GraphModule:
+        return self.graph_module
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, timings: bool = True) -> Path:
+        """Write the bundle, whole or not at all; returns its folder. `surgery.load(folder)` reads it again.
+
+        Without `timings` the report in the bundle leaves out what the clock measured, and the same model, spec and
+        seeds give the same bytes. Raises BundleError.
+        """
+        from surgery.bundle import save
+        from surgery.report.html import html
+
+        report = dict(self.report, bundle=None)
+        if not timings:
+            report = {key: value for key, value in report.items() if key not in TIMED}
+        path = save(
+            folder,
+            self.graph_module,
+            manifest=self.manifest,
+            spec=self.plan.spec,
+            report=report,
+            report_html=html(report),
+            extra=dict(self.files),
+            overwrite=overwrite,
+        )
+        self.report["bundle"] = str(folder)
+        return path

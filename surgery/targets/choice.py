@@ -1,0 +1,30 @@
+"""What was decided for an action once the weights were looked at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to do it and its error: the share of the consumers' variance over the grid left unexplained."""
+
+    by: str
+    compensate: str
+    error: float
+
+    def document(self, chosen: "Candidate") -> dict:
+        return {"by": self.by, "compensate": self.compensate, "error": self.error, "chosen": self == chosen}
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """`keep` [n] coordinates, ascending; new weights of consumers by weight name, (W' [M, n], b' [M] or None); new
+    producers' tensors by name, at their compact size, with the axis that was cut; all candidates that were measured."""
+
+    keep: Tensor
+    chosen: Candidate
+    candidates: tuple[Candidate, ...] = ()
+    linears: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)

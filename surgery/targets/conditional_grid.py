@@ -1,0 +1,135 @@
+"""The vectors c(t, y) a network can see, computed from its graph: time branch, class table, features, consumers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from surgery.anatomy.evaluate import evaluate
+from surgery.anatomy.graphs import aten, attribute, bias_of, is_op, placeholders, tensor_ancestors, weight_of
+from surgery.anatomy.site import Anatomy
+from surgery.compensation import Grid
+from surgery.diagnostics import RefusalError
+from surgery.targets.schedule import Schedule, default_schedule
+from surgery.targets.tied import Tied
+
+CHUNK = 250
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalGrid:
+    """time [T, D] and table [V, D] in float64; c(t, y) = time[t] + table[y]. `times` [T] as the network is fed."""
+
+    anatomy: Anatomy
+    group: Tied
+    times: Tensor
+    time: Tensor
+    table: Tensor
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.time, self.table)
+
+    def features(self, rows: Tensor) -> Tensor:
+        """What the consumers read when c is `rows` [n, D]: the activation, in the rows' dtype."""
+        return self.read_by(self.group.unique_consumers[0], rows)
+
+    def read_by(self, consumer: Node, rows: Tensor) -> Tensor:
+        vector = next(site.vector for site in self.group.sites if consumer in site.dimension.consumers)
+        given = _stretched(self.anatomy, len(rows)) | {vector: rows}
+        return evaluate(self.anatomy.graph_module, [consumer.args[0]], given)[0].reshape(len(rows), -1)
+
+    def consumers(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Every modulation layer once: its weight's name, weight [M, D] and bias [M] (zeros where it has none)."""
+        found = []
+        for node in self.group.unique_consumers:
+            weight = attribute(self.anatomy.graph_module, weight_of(node).target)
+            bias = bias_of(node)
+            values = (
+                weight.new_zeros(len(weight)) if bias is None else attribute(self.anatomy.graph_module, bias.target)
+            )
+            found.append((weight_of(node).target, weight.detach(), values.detach()))
+        return found
+
+    def time_layer(self) -> tuple[Node, Tensor] | None:
+        """The linear that ends the time branch and what it reads [T, H], where there is one of its own."""
+        site = self.group.sites[0]
+        linears = [node for node in site.dimension.producers if is_op(node, aten.linear) and _from(node, site.of_time)]
+        if len(linears) != 1:
+            return None
+        return linears[0], _time_values(self.anatomy, site, linears[0].args[0], self.times)
+
+
+def conditional_grid(anatomy: Anatomy, group: Tied, schedule: Schedule | None) -> ConditionalGrid:
+    """Evaluate the time branch at every timestep and read the class table.
+
+    Raises RefusalError (S311) when c depends on more inputs than a timestep and a label, or when consumers read
+    different functions of c.
+    """
+    site = group.sites[0]
+    label, timestep = _inputs(site)
+    times = (schedule or default_schedule(anatomy.inputs[timestep.name])).times.to(anatomy.inputs[timestep.name].dtype)
+    time = _time_values(anatomy, site, site.of_time, times)
+    rows = torch.arange(site.classes)
+    given = _stretched(anatomy, site.classes) | {label: rows.to(anatomy.inputs[label.name].dtype)}
+    table = evaluate(anatomy.graph_module, [site.of_class], given)[0].reshape(site.classes, -1)
+    found = ConditionalGrid(anatomy, group, times, time.double(), table.double())
+    _refuse_mixed_features(found)
+    return found
+
+
+def timestep_input(site: Any) -> Node:
+    """The placeholder the network is told the timestep by."""
+    return _inputs(site)[1]
+
+
+def _inputs(site: Any) -> tuple[Node, Node]:
+    labels = [node for node in tensor_ancestors(site.table.args[1]) if node.op == "placeholder"]
+    others = [node for node in tensor_ancestors(site.vector) if node.op == "placeholder" and node not in labels]
+    if len(labels) != 1 or len(others) != 1:
+        names = ", ".join(sorted(node.name for node in labels + others))
+        raise RefusalError(
+            f"c depends on {names}: not on one label and one timestep alone",
+            code="S311",
+            help="prune with by=magnitude scope=per-vector, which needs no grid of timesteps and classes",
+        )
+    return labels[0], others[0]
+
+
+def _time_values(anatomy: Anatomy, site: Any, node: Node, times: Tensor) -> Tensor:
+    timestep = _inputs(site)[1]
+    shape = anatomy.inputs[timestep.name].shape[1:]
+    parts = []
+    for part in times.split(CHUNK):
+        fed = part.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
+        parts.append(evaluate(anatomy.graph_module, [node], _stretched(anatomy, len(part)) | {timestep: fed})[0])
+    return torch.cat(parts).reshape(len(times), -1)
+
+
+def _stretched(anatomy: Anatomy, batch: int) -> dict[Node, Any]:
+    """Example inputs at another batch size without copying: the first row, repeated."""
+    have = next(leaf.shape[0] for leaf in anatomy.inputs.values() if isinstance(leaf, Tensor) and leaf.dim())
+    given = {}
+    for node in placeholders(anatomy.graph_module):
+        leaf = anatomy.inputs[node.name]
+        batched = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == have
+        given[node] = leaf[:1].expand(batch, *leaf.shape[1:]) if batched else leaf
+    return given
+
+
+def _from(node: Node, source: Node) -> bool:
+    return node in tensor_ancestors(source)
+
+
+def _refuse_mixed_features(grid: ConditionalGrid) -> None:
+    rows = grid.time[:2] + grid.table[:1]
+    first = grid.features(rows)
+    for consumer in grid.group.unique_consumers[1:]:
+        if not torch.equal(grid.read_by(consumer, rows), first):
+            raise RefusalError(
+                f"modulation layers read different functions of c: {weight_of(consumer).target} is not like the first",
+                code="S311",
+                help="prune with by=magnitude scope=per-vector, which needs no grid",
+            )
