@@ -96,7 +96,7 @@ def _snippet(span: Span, diagnostic: Diagnostic, gutter: str) -> list[Piece]:
         (f"{gutter[:-1]}--> ", "frame"),
         (f"{span.place}\n", "place"),
         (f"{gutter}|\n", "frame"),
-        (f" {number} | ", "frame"),
+        (f" {number} |{' ' if shown else ''}", "frame"),
         (f"{shown}\n", ""),
         (f"{gutter}| ", "frame"),
         (f"{under}{' ' + diagnostic.label if diagnostic.label else ''}\n", diagnostic.severity),

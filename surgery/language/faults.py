@@ -50,6 +50,7 @@ def _open_list(error: UnexpectedInput, text: str) -> int | None:
 
 def _characters(error: UnexpectedCharacters, text: str, locate) -> Explained:
     start = error.pos_in_stream
+    start += text.startswith(':"', start)
     if text[start] == '"':
         end = text.find("\n", start)
         end = len(text) if end < 0 else end

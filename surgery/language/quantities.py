@@ -9,10 +9,14 @@ NUMBER = re.compile(r"(?P<number>[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?)(
 
 @dataclass(frozen=True)
 class Unit:
-    """`scale` brings a number to the base of its measure: a fraction, a ratio, seconds, bytes, a plain number."""
+    """`scale / per` brings a number to the base of its measure: a fraction, a ratio, seconds, bytes, a plain number.
+
+    Two whole numbers, so that 95% is the same float as 0.95.
+    """
 
     measure: str
-    scale: int | float
+    scale: int
+    per: int = 1
 
 
 UNITS = {
@@ -20,11 +24,11 @@ UNITS = {
     "k": Unit("number", 1000),
     "M": Unit("number", 10**6),
     "G": Unit("number", 10**9),
-    "%": Unit("share", 0.01),
+    "%": Unit("share", 1, 100),
     "x": Unit("ratio", 1),
-    "ns": Unit("time", 1e-9),
-    "us": Unit("time", 1e-6),
-    "ms": Unit("time", 1e-3),
+    "ns": Unit("time", 1, 10**9),
+    "us": Unit("time", 1, 10**6),
+    "ms": Unit("time", 1, 10**3),
     "s": Unit("time", 1),
     "min": Unit("time", 60),
     "h": Unit("time", 3600),

@@ -39,7 +39,8 @@ class Quantity(Node):
     @property
     def value(self) -> float:
         """The number in base units: a fraction for `%`, a ratio for `x`, seconds, bytes, or a plain count."""
-        return self.number * UNITS[self.unit].scale
+        unit = UNITS[self.unit]
+        return self.number * unit.scale / unit.per if unit.per > 1 else self.number * unit.scale
 
     @property
     def measure(self) -> str:

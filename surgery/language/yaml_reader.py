@@ -21,6 +21,14 @@ from surgery.language.tree import PREPOSITIONS, Clause, List, Phrase, Piece, Set
 
 KEY = re.compile(r"[^\W\d][\w-]*")
 STEPS = "steps"
+DEEPEST = 20
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 Read = tuple[list[Clause], list[Diagnostic], list[tuple[int, int]]]
 
 
@@ -28,17 +36,26 @@ def read_yaml(source: Source) -> Read:
     """Clauses, faults and the places of comments of a YAML source."""
     reader = Reader(source)
     try:
-        tokens = list(yaml.scan(source.text, yaml.SafeLoader))
+        tokens = _tokens(source)
         if reader.refuse_anchors(tokens):
             return [], reader.faults, []
         root = yaml.compose(source.text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         return [], [_malformed(source, error)], []
-    except RecursionError:
-        return [], [Diagnostic("S110", "this YAML is nested too deeply", Span(source, 0, 1))], []
-    if root is not None:
+    if root is not None and not _is_null(root):
         reader.document(root)
     return reader.clauses, reader.faults, _comments(source.text, tokens)
+
+
+def _tokens(source: Source) -> list[yaml.Token]:
+    """YAML's tokens; nesting deeper than any spec's is refused before it costs time or stack."""
+    tokens, depth = [], 0
+    for token in yaml.scan(source.text, yaml.SafeLoader):
+        tokens.append(token)
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > DEEPEST:
+            raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=token.start_mark)
+    return tokens
 
 
 class Reader:
@@ -110,7 +127,10 @@ class Reader:
             return self.fault(
                 "S111", "a step is one clause", self.span(node), help="write the next one as its own step"
             )
+        known = len(self.faults)
         tails = [self.tail(key, value) for key, value in rest]
+        if len(self.faults) > known:
+            return
         clause = clauses[0]
         start = (verb or node).start_mark.index
         self.clauses.append(

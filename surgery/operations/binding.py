@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from surgery.diagnostics import Diagnostic, Span, SpecError, SurgeryError, did_you_mean
+from surgery.diagnostics import Diagnostic, Span, SpecError, SurgeryError, did_you_mean, nearest
 from surgery.language import Clause, Quantity, Word
 from surgery.language.selector import CONTINUES
-from surgery.language.tree import Phrase, Piece
+from surgery.language.tree import PREPOSITIONS, Phrase, Piece
 from surgery.operations.describe import brief
 from surgery.operations.fields import Field, fields_of
 from surgery.operations.kinds import SELECTOR, Given
@@ -67,7 +67,7 @@ class Binding:
         return {one.name: value for one in self.fields if one.name in self.given for value in self._read(one)}
 
     def _phrases(self) -> None:
-        claimed = {one.syntax.preposition: one for one in self.fields if one.syntax.preposition}
+        claimed = {name: one for one in self.fields for name in one.names if name in PREPOSITIONS}
         selector = next((one for one in self.fields if one.syntax.kind is SELECTOR), None)
         parts: list[Phrase] = []
         for phrase in self.clause.phrases:
@@ -105,24 +105,21 @@ class Binding:
         """Give the first words to their fields; what is left over is returned."""
         left = list(self.clause.pieces)
         for one in self.fields:
-            form = one.syntax.form
-            if form == "word":
-                self._take(
-                    one, left, lambda piece, one=one: isinstance(piece, Word) and piece.text in one.syntax.kind.choices
-                )
-            elif form == "share":
-                self._take(one, left, lambda piece: isinstance(piece, Quantity))
+            if one.syntax.form == "word":
+                self._take(one, left, [piece for piece in left if _is_choice(piece, one)])
+            elif one.syntax.form == "share":
+                numbers = [piece for piece in left if isinstance(piece, Quantity)]
+                self._take(one, left, sorted(numbers, key=lambda piece: piece.unit != "%")[:1])
         subject = next((one for one in self.fields if one.syntax.form == "subject"), None)
         if subject and left:
             self._give(subject, tuple(left), _joined(left))
             left = []
         return left
 
-    def _take(self, one: Field, left: list[Piece], fits) -> None:
-        found = next((piece for piece in left if fits(piece)), None)
-        if found is not None and one.name not in self.given:
-            left.remove(found)
-            self._give(one, (found,), found.span)
+    def _take(self, one: Field, left: list[Piece], found: list[Piece]) -> None:
+        for piece in found:
+            left.remove(piece)
+            self._give(one, (piece,), piece.span)
 
     def _give(self, one: Field, pieces: tuple[Piece, ...], span: Span | None) -> None:
         if one.name in self.given:
@@ -140,10 +137,11 @@ class Binding:
         lacking = next((one for one in missing if one.syntax.form == "after"), None)
         if lacking:
             missing.remove(lacking)
-            text = " ".join(map(str, left))
-            phrase = f"{lacking.syntax.preposition} {text}"
-            message = f"`{self.clause.verb}` needs `{lacking.syntax.preposition} {lacking.syntax.kind.usage}`"
-            return self._fault("S108", message, _joined(left), f"write `{phrase}`")
+            preposition = lacking.syntax.preposition
+            misspelt = nearest(str(left[0]), [preposition])
+            help = f"did you mean `{misspelt}`?" if misspelt else f"write `{preposition} {' '.join(map(str, left))}`"
+            message = f"`{self.clause.verb}` needs `{preposition} {lacking.syntax.kind.usage}`"
+            return self._fault("S108", message, left[0].span if misspelt else _joined(left), help)
         choices = [choice for one in self.fields if one.syntax.form == "word" for choice in one.syntax.kind.choices]
         for piece in left:
             help = did_you_mean(str(piece), choices) or f"write `{brief(self.kind)}`"
@@ -177,6 +175,10 @@ class Binding:
 
     def _fault(self, code: str, message: str, span: Span | None, help: str = "") -> None:
         self.faults.append(Diagnostic(code, message, span, help=help))
+
+
+def _is_choice(piece: Piece, one: Field) -> bool:
+    return isinstance(piece, Word) and piece.text in one.syntax.kind.choices
 
 
 def _placed(fault: Diagnostic, span: Span | None) -> Diagnostic:

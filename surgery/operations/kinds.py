@@ -212,6 +212,11 @@ def _read_reference(given: Given) -> Reference:
     raise _wrong(given, "is not a reference", "write for example `zoo:digits-dit`, `diffusers:PATH` or `./folder`")
 
 
+def _show_reference(reference: Reference) -> str:
+    text = str(reference)
+    return text if len(pieces_of(text) or ()) == 1 else str(Text(text))
+
+
 def _read_selector(given: Given) -> Selector:
     return selector_of(given.pieces, given.phrases, given.span)
 
@@ -241,7 +246,7 @@ def _wrong(given: Given, reason: str, help: str = "", text: str = "", code: str 
 
 SHARE = Kind("a percentage or a count", "SHARE", _read_share, schema={"type": ["string", "integer"]})
 SELECTOR = Kind("a selector", "SELECTOR", _read_selector, _show_selector)
-REFERENCE = Kind("a reference", "REFERENCE", _read_reference)
+REFERENCE = Kind("a reference", "REFERENCE", _read_reference, _show_reference)
 TEXT = Kind("text", "TEXT", _read_text, _show_text)
 QUANTITY = Kind("a quantity", "QUANTITY", _read_quantity, schema={"type": ["string", "number"]})
 BOOLEAN = Kind("true or false", "true|false", _read_boolean, lambda value: str(value).lower(), {"type": "boolean"})
