@@ -2,27 +2,34 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
+# Twice quiet: errors still show, warnings about a machine's own package sources do not.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 DEMO := build/quickstart
 
-.PHONY: venv demo test bench clean
+.PHONY: venv test-venv demo test bench clean
 
 venv: $(VENV)/.installed
 test-venv: $(VENV)/.installed-test
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "surgery needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "setting up $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install $(PIP_FLAGS) --editable .
-	touch $@
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "installing surgery and PyTorch into $(VENV) (some minutes the first time) …"
+	@$(PIP) --editable .
+	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install $(PIP_FLAGS) --editable '.[test]'
-	touch $@
+	@echo "installing what the tests need …"
+	@$(PIP) --editable '.[test]'
+	@touch $@
 
 demo: venv
-	rm -rf $(DEMO)
+	@rm -rf $(DEMO)
 	$(BIN)/surgery apply specs/quickstart.surgery --out $(DEMO)
 
 test: test-venv
