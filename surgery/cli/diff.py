@@ -1,7 +1,9 @@
 """`surgery diff`: how two models or bundles differ."""
 
-import json
+import sys
 from argparse import ArgumentParser, Namespace
+
+from surgery.cli.terminal import console, print_json
 
 EXAMPLE = "surgery diff zoo:digits-dit build/quickstart"
 
@@ -15,12 +17,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from surgery import inspection
-    from surgery.inspection.console import console
 
     difference = inspection.diff(inspection.open_graph(args.before), inspection.open_graph(args.after))
     if args.json:
-        print(json.dumps(difference.document(args.before, args.after), indent=2))
+        print_json(difference.document(args.before, args.after))
     elif not args.quiet:
         text = inspection.difference_text(difference, args.before, args.after, full=args.full)
-        console(args.color).print(text, soft_wrap=True)
+        console(args, sys.stdout).print(text)
     return int(args.exit_code and not difference.identical)

@@ -1,8 +1,9 @@
 """`surgery show`: a model or bundle as code, as a tree, or for Graphviz."""
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
+
+from surgery.cli.terminal import console, print_json
 
 EXAMPLE = "surgery show build/quickstart --touched"
 
@@ -24,11 +25,11 @@ def run(args: Namespace) -> int:
     graph_module = inspection.open_graph(args.model)
     choice = {"touched": args.touched, "site": args.site}
     if args.json:
-        print(json.dumps(inspection.document(graph_module, args.model, **choice), indent=2))
+        print_json(inspection.document(graph_module, args.model, **choice))
     elif args.dot:
         sys.stdout.write(inspection.dot(graph_module, full=args.full, **choice))
     elif args.tree:
-        _console(args).print(inspection.tree(graph_module, full=args.full, **choice), soft_wrap=True)
+        console(args, sys.stdout).print(inspection.tree(graph_module, full=args.full, **choice), soft_wrap=True)
     else:
         _print_code(inspection.code(graph_module, full=args.full, **choice), args)
     return 0
@@ -36,17 +37,11 @@ def run(args: Namespace) -> int:
 
 def _print_code(text: str, args: Namespace) -> None:
     """Coloured as Python where colours are wanted; the text itself is the same."""
-    console = _console(args)
-    if not console.color_system:
+    terminal = console(args, sys.stdout)
+    if not terminal.color_system or terminal.no_color:
         sys.stdout.write(text)
         return
     from rich.syntax import Syntax
 
     syntax = Syntax(text, "python", theme="ansi_dark", background_color="default")
-    console.print(syntax.highlight(text), soft_wrap=True, end="")
-
-
-def _console(args: Namespace):
-    from surgery.inspection.console import console
-
-    return console(args.color)
+    terminal.print(syntax.highlight(text), soft_wrap=True, end="")

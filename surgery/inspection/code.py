@@ -7,8 +7,8 @@ from torch.fx import GraphModule, Node
 
 from surgery.inspection.listing import Listing, Statement
 from surgery.inspection.quantities import bytes_text, count_text, weigh
-from surgery.inspection.repeats import Repeats
-from surgery.inspection.select import Selection, selection
+from surgery.inspection.repeats import Fold, Repeats
+from surgery.inspection.select import select
 from surgery.inspection.tensors import parameters
 from surgery.passes.provenance import Provenance
 
@@ -26,8 +26,8 @@ def code(graph_module: GraphModule, *, full: bool = False, touched: bool = False
     `*` for any part of it). Raises SurgeryError S361 when no node lies in `site`.
     """
     listing = Listing(graph_module)
-    chosen = selection(listing, touched=touched, site=site)
-    lines = [_title(listing), LEGEND, _signature(listing), *_body(listing, chosen, full)]
+    shown = select(listing, touched=touched, site=site)
+    lines = [_title(listing), LEGEND, _signature(listing), *_body(listing, shown, full)]
     if not (touched or site):
         lines += ["", f"{INDENT}return {listing.expressions.write_value(listing.output.args[0])}"]
     return "\n".join(lines) + "\n"
@@ -62,20 +62,16 @@ def _parameter(node: Node, listing: Listing) -> str:
     return f"{listing.names[node]}={value!r}" if plain else listing.names[node]
 
 
-def _body(listing: Listing, chosen: Selection, full: bool) -> Iterator[str]:
-    repeats = Repeats(listing)
-    told: set[object] = set()
-    for (heading, fold), group in groupby(
-        listing.statements, lambda each: (each.heading, None if full else repeats.fold_of(each.node))
-    ):
-        kept = [statement for statement in group if chosen.holds(statement)]
-        if fold and kept:
-            if fold not in told:
-                yield from ("", f"{INDENT}# {fold}")
-            told.add(fold)
-        elif kept:
+def _body(listing: Listing, shown: list[Statement], full: bool) -> Iterator[str]:
+    repeats = Repeats(listing, () if full else shown)
+    told: set[Fold] = set()
+    for (heading, fold), group in groupby(shown, lambda each: (each.heading, repeats.fold_of(each.node))):
+        if fold is None:
             yield from ("", f"{INDENT}# {heading or listing.classes.get('', 'model')}")
-            yield from _section(kept)
+            yield from _section(list(group))
+        elif fold not in told:
+            yield from ("", f"{INDENT}# {fold}")
+            told.add(fold)
 
 
 def _section(statements: list[Statement]) -> Iterator[str]:

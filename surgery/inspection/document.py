@@ -7,7 +7,7 @@ from torch.fx import GraphModule
 
 from surgery.inspection.listing import Listing, Statement
 from surgery.inspection.quantities import weigh
-from surgery.inspection.select import selection
+from surgery.inspection.select import select
 from surgery.inspection.tensors import parameters
 
 FORMAT = "surgery.show/1"
@@ -21,14 +21,14 @@ def document(
     Raises SurgeryError S361 when no node lies in `site`.
     """
     listing = Listing(graph_module)
-    chosen = selection(listing, touched=touched, site=site)
+    shown = select(listing, touched=touched, site=site)
     return {
         "format": FORMAT,
         "model": reference,
         "parameters": weigh(parameters(graph_module).values())[0],
         "bytes": weigh(listing.tensors.values())[1],
         "inputs": [{"name": listing.names[node], "value": listing.values.text(node)} for node in listing.inputs],
-        "nodes": [_node(statement, listing) for statement in listing.statements if chosen.holds(statement)],
+        "nodes": [_node(statement, listing) for statement in shown],
     }
 
 

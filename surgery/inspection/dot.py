@@ -9,7 +9,7 @@ from surgery.inspection.code import mark_text
 from surgery.inspection.listing import Listing, Statement
 from surgery.inspection.owners import parents
 from surgery.inspection.repeats import Repeats
-from surgery.inspection.select import selection
+from surgery.inspection.select import select
 
 HEAD = """digraph model {
   rankdir=TB; compound=true; fontname="Helvetica"; newrank=true;
@@ -33,9 +33,8 @@ def dot(graph_module: GraphModule, *, full: bool = False, touched: bool = False,
 class _Drawing:
     def __init__(self, listing: Listing, full: bool, touched: bool, site: str | None):
         self.listing = listing
-        chosen = selection(listing, touched=touched, site=site)
-        self.statements = [statement for statement in listing.statements if chosen.holds(statement)]
-        self.repeats = None if full else Repeats(listing)
+        self.statements = select(listing, touched=touched, site=site)
+        self.repeats = Repeats(listing, () if full else self.statements)
         self.with_ends = not (touched or site)
         self.numbers = count()
         self.ids: dict[object, str] = {}
@@ -43,7 +42,7 @@ class _Drawing:
 
     def _box(self, node: Node) -> object:
         """The node, or the fold that stands for it."""
-        return (self.repeats and self.repeats.fold_of(node)) or node
+        return self.repeats.fold_of(node) or node
 
     def _id(self, box: object) -> str:
         return self.ids.setdefault(box, f"n{next(self.numbers)}")

@@ -166,4 +166,4 @@ def _getitem(first: str, texts: list[str], args: list[tuple[str, object]]) -> st
 
 ADDED_AXES = re.compile(r"(?P<source>[\w.]+)\[(?P<axes>(?::, )*None(?:, (?::|None))*)\]")
 INDEXED = {"slice": _slice, "select": _select, "getitem": _getitem}
-SPREAD = frozenset("view reshape expand permute repeat".split())
+SPREAD = frozenset(["view", "reshape", "expand", "permute", "repeat"])

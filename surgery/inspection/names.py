@@ -20,7 +20,7 @@ def node_names(seen: Visible, owner: dict[Node, str], blocks: Blocks) -> dict[No
     The last result of a module carries the module's name, what goes into attention is q, k and v, anything else
     is called after its operator; nodes of a repeated block begin with the block's letter and index.
     """
-    modules = _ModuleNames({owner[node] for node in seen.nodes}, blocks)
+    modules = _ModuleNames({owner[node] for node in seen.nodes}, blocks, {op_name(node.target) for node in seen.nodes})
     results = _results(seen, owner)
     uses = roles(seen)
     names: dict[Node, str] = {}
@@ -35,16 +35,20 @@ def node_names(seen: Visible, owner: dict[Node, str], blocks: Blocks) -> dict[No
             wished = str(node.target)
         elif prefix:
             wished = f"{prefix}_{wished}" if own or node not in results else prefix
-        alone = prefix or own or node in uses or node.op == "placeholder"
+        alone = prefix or (own and own not in modules.words) or node in uses or node.op == "placeholder"
         names[node] = _identifier(_unique(re.sub(r"\W+", "_", wished), taken, "" if alone else "_1"))
     return names
 
 
 class _ModuleNames:
-    """For a module path: the shortest tail of it that no other module shares, and the letter of its block."""
+    """For a module path: the shortest tail of it that no other module shares, and the letter of its block.
 
-    def __init__(self, paths: set[str], blocks: Blocks):
+    `words` are operators of the graph: a node called like one would hide it.
+    """
+
+    def __init__(self, paths: set[str], blocks: Blocks, words: set[str]):
         self.blocks = blocks
+        self.words = words
         self.locals = {path: self._local(path) for path in paths}
         self.all = {*self.locals.values()}
         self.tails: dict[tuple[bool, str], str] = {}
@@ -71,7 +75,11 @@ class _ModuleNames:
         others = [other for same, other in self.all if same == in_block and other != path]
         for count in range(1, len(parts)):
             tail = ".".join(parts[-count:])
-            if not tail[:1].isdigit() and not any(f".{other}".endswith(f".{tail}") for other in others):
+            if (
+                tail not in self.words
+                and not tail[:1].isdigit()
+                and not any(f".{other}".endswith(f".{tail}") for other in others)
+            ):
                 return tail
         return path
 

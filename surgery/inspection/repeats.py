@@ -1,12 +1,12 @@
 """Which blocks of a list do the same as an earlier one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
-from surgery.inspection.listing import Listing
+from surgery.inspection.listing import Listing, Statement
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,14 @@ class Fold:
 
 
 class Repeats:
-    """`folds` in the order of the graph; `fold_of(node)` is the fold that hides a node, if one does."""
+    """`folds` in the order of the graph; `fold_of(node)` is the fold that hides a node, if one does.
 
-    def __init__(self, listing: Listing):
+    Only blocks of which something is `shown` count: none is said to be the same as one that nobody sees.
+    """
+
+    def __init__(self, listing: Listing, shown: Iterable[Statement]):
         self.listing = listing
+        self.shown = {statement.node for statement in shown}
         self.members = self._members()
         self.place = {node: (*key, at) for key, nodes in self.members.items() for at, node in enumerate(nodes)}
         self.folds = [fold for path in listing.blocks.lists for fold in self._folds(path)]
@@ -59,7 +63,9 @@ class Repeats:
 
     def _folds(self, path: str) -> Iterator[Fold]:
         """Runs of neighbouring blocks that repeat the same earlier block."""
-        prints = {index: self._print(path, index) for index in self.listing.blocks.lists[path]}
+        prints = {
+            index: self._print(path, index) for index in self.listing.blocks.lists[path] if self._is_shown(path, index)
+        }
         models: list[int] = []
         run: Fold | None = None
         for index, printed in prints.items():
@@ -73,6 +79,9 @@ class Repeats:
             run = Fold(path, run.first if run else index, index, like, self._touched(path, like))
         if run:
             yield run
+
+    def _is_shown(self, path: str, index: int) -> bool:
+        return any(node in self.shown for node in self.members.get((path, index), ()))
 
     def _touched(self, path: str, index: int) -> bool:
         return any(self.listing.marks(node) for node in self.members.get((path, index), ()))

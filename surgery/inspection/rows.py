@@ -14,13 +14,17 @@ from surgery.passes.provenance import Provenance
 
 @dataclass(frozen=True)
 class Row:
-    """An input, an operation or the output; `token` is what makes two rows candidates for each other."""
+    """An input, an operation or the output.
+
+    `token`, operator and weights, is what makes two rows candidates for each other; `context` adds what it reads.
+    """
 
     node: Node
     names: tuple[str, ...]
     owner: str
     heading: str
     token: tuple[str, ...]
+    context: tuple[tuple[str, ...], ...]
     value: str
     marks: tuple[Provenance, ...]
 
@@ -54,7 +58,8 @@ def write(row: Row, listing: Listing, rename: Callable[[str], str]) -> str:
 
 
 def _end(node: Node, listing: Listing, names: tuple[str, ...], kind: str) -> Row:
-    return Row(node, names, "", "", (kind, *names), listing.values.text(node), listing.marks(node))
+    token = kind, *names
+    return Row(node, names, "", "", token, (token,), listing.values.text(node), listing.marks(node))
 
 
 def _operations(listing: Listing) -> list[Row]:
@@ -64,7 +69,8 @@ def _operations(listing: Listing) -> list[Row]:
             statement.names,
             listing.owner[statement.node],
             statement.heading,
-            (op_name(statement.node.target), *_weights(statement.node)),
+            _token(statement.node),
+            _context(statement.node, listing),
             statement.value,
             statement.marks,
         )
@@ -72,5 +78,11 @@ def _operations(listing: Listing) -> list[Row]:
     ]
 
 
-def _weights(node: Node) -> list[str]:
-    return [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
+def _token(node: Node) -> tuple[str, ...]:
+    weights = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
+    return op_name(node.target), *weights
+
+
+def _context(node: Node, listing: Listing) -> tuple[tuple[str, ...], ...]:
+    sources = (listing.seen.resolve(source) for source in node.all_input_nodes)
+    return _token(node), *(_token(source) for source in sources)

@@ -1,7 +1,5 @@
 """Which lines of a listing were asked for."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch.fx import Node
@@ -12,22 +10,17 @@ from surgery.inspection.listing import Listing, Statement
 from surgery.inspection.owners import parents
 
 
-@dataclass(frozen=True)
-class Selection:
-    """`holds(statement)` says whether a line is shown."""
-
-    holds: Callable[[Statement], bool]
-
-
-def selection(listing: Listing, *, touched: bool = False, site: str | None = None) -> Selection:
+def select(listing: Listing, *, touched: bool = False, site: str | None = None) -> list[Statement]:
     """The lines that were touched, or lie in a site, or both; all of them by default.
 
     A site is a module's dotted path, with `*` for any part of it. Raises SurgeryError S361 when there is none.
     """
     inside = _inside(listing, site) if site else None
-    return Selection(
-        lambda statement: bool(statement.marks or not touched) and (inside is None or statement.node in inside)
-    )
+    return [
+        statement
+        for statement in listing.statements
+        if (statement.marks or not touched) and (inside is None or statement.node in inside)
+    ]
 
 
 def _inside(listing: Listing, site: str) -> set[Node]:

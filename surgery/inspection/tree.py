@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from surgery.inspection.code import mark_text
-from surgery.inspection.listing import Listing
+from surgery.inspection.listing import Listing, Statement
 from surgery.inspection.owners import inside, parents
 from surgery.inspection.quantities import bytes_text, count_text, weigh
 from surgery.inspection.repeats import Fold, Repeats
-from surgery.inspection.select import selection
+from surgery.inspection.select import select
 from surgery.inspection.tensors import parameters
 from surgery.inspection.values import dtype_name, shape_text
 
@@ -54,32 +54,31 @@ def tree(graph_module: GraphModule, *, full: bool = False, touched: bool = False
     part of it). Raises SurgeryError S361 when no node lies in `site`.
     """
     listing = Listing(graph_module)
-    root = _grow(listing, site)
-    repeats = () if full else Repeats(listing).folds
-    printer = _Printer(listing, repeats, root.touched() > 0 and not full, touched)
+    shown = select(listing, site=site)
+    root = _grow(listing, shown)
+    folds = Repeats(listing, () if full else shown).folds
+    printer = _Printer(listing, folds, root.touched() > 0 and not full, touched)
     top = Tree(printer.title(root))
     printer.fill(top, root)
     return top
 
 
-def _grow(listing: Listing, site: str | None) -> Branch:
-    chosen = selection(listing, site=site)
-    kept = [statement for statement in listing.statements if chosen.holds(statement)]
-    roots = {listing.owner[statement.node] for statement in kept}
+def _grow(listing: Listing, shown: list[Statement]) -> Branch:
+    roots = {listing.owner[statement.node] for statement in shown}
     root = Branch("")
-    for statement in kept:
+    for statement in shown:
         marks = root.at(listing.owner[statement.node]).marks
         for mark in statement.marks:
             marks[mark_text(mark)] = marks.get(mark_text(mark), 0) + 1
     for name, tensor in parameters(listing.module).items():
         owner, _, last = name.rpartition(".")
-        if not site or any(inside(owner, path) for path in roots):
+        if any(inside(owner, path) for path in roots):
             root.at(owner).tensors[last] = tensor
     return root
 
 
 class _Printer:
-    def __init__(self, listing: Listing, folds: tuple[Fold, ...] | list[Fold], brief: bool, only_touched: bool):
+    def __init__(self, listing: Listing, folds: list[Fold], brief: bool, only_touched: bool):
         self.classes = listing.classes
         self.brief = brief
         self.only_touched = only_touched
@@ -89,7 +88,7 @@ class _Printer:
         count, size = weigh(root.everything())
         touched = f" · [yellow]✂ {count_text(root.touched(), 'node')} touched[/]" if root.touched() else ""
         kind = self.classes.get("", "graph")
-        return f"[bold]{kind}[/]  {count_text(count, 'parameter')} · {bytes_text(size)}{touched}"
+        return f"[bold]{kind}[/]  {count_text(count, 'parameter')} · {bytes_text(size)}{touched}{_clauses(root)}"
 
     def fill(self, parent: Tree, branch: Branch) -> None:
         self._tensors(parent, branch)
@@ -116,15 +115,18 @@ class _Printer:
         parts = [f"[bold]{escape(branch.name)}[/]" + (f" [cyan]{escape(kind)}[/]" if kind else "")]
         parts += [f"{escape(name)} {_shape(tensor)}" for name, tensor in branch.tensors.items()]
         count, _ = weigh(branch.everything())
-        text = "  ".join(parts) + (f"  [dim]{count:,}[/]" if count else "")
-        for mark, times in branch.marks.items():
-            text += f"\n[yellow]✂ {escape(mark)}{f' × {times}' if times > 1 else ''}[/]"
-        return text
+        return "  ".join(parts) + (f"  [dim]{count:,}[/]" if count else "") + _clauses(branch)
 
     def _fold(self, fold: Fold) -> str:
         span = f"{fold.first}" + (f" … {fold.last}" if fold.last != fold.first else "")
         also = ", [yellow]✂ included[/]" if fold.touched else ""
         return f"[bold]{span}[/] [dim]same as {fold.like}[/]{also}"
+
+
+def _clauses(branch: Branch) -> str:
+    """A line for every clause that touched the module's own nodes."""
+    times = {mark: f" × {count}" if count > 1 else "" for mark, count in branch.marks.items()}
+    return "".join(f"\n[yellow]✂ {escape(mark)}{often}[/]" for mark, often in times.items())
 
 
 def _shape(tensor: Tensor) -> str:

@@ -10,8 +10,8 @@ from surgery.inspection.ops import UNIT, op_name
 from surgery.inspection.values import GraphValues
 from surgery.passes.provenance import provenance
 
-ALWAYS_SAME = frozenset("contiguous detach alias lift_fresh_copy lift_fresh".split())
-SAME_IF_UNCHANGED = frozenset("to expand view reshape slice dropout feature_dropout type_as clone".split())
+ALWAYS_SAME = frozenset(["contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh"])
+SAME_IF_UNCHANGED = frozenset(["to", "expand", "view", "reshape", "slice", "dropout", "feature_dropout", "type_as", "clone"])
 
 
 @dataclass(frozen=True)
