@@ -180,7 +180,7 @@ def _head(c: Tensor, activated: Tensor) -> dict:
 def _tail(c: Tensor) -> dict:
     magnitude = c.abs()
     high = max(float(magnitude.max()), 1e-6)
-    low = max(float(magnitude.flatten().sort().values[magnitude.numel() // 500]), high / 1e5)
+    low = max(float(magnitude.flatten().sort().values[magnitude.numel() // 500]), high / 1e4)
     thresholds = torch.logspace(math.log10(low), math.log10(high), 81, dtype=torch.float64)
     named = torch.tensor(PAPER_THRESHOLDS, dtype=torch.float64)
     return {

@@ -143,9 +143,9 @@ def _spectrum_captions(found: dict) -> list[tuple[str, str]]:
         shares = {name: f"{100 * value:.0f} %" for name, value in cut["agreement"].items()}
         first += f" {shares['magnitude']} of the {cut['removed']} smallest were removed."
         second += f" {shares['activation']} of the {cut['removed']} smallest were removed."
-    if head["negative"]:
+    if head["activation_share"] < head["magnitude_share"] / 2:
         second += (
-            f" Of the {len(head['coordinates'])} largest |c|, {head['negative']} are negative:"
+            f" {head['negative']} of the {len(head['coordinates'])} largest |c| are negative, and silent after it:"
             f" together they hold {100 * head['magnitude_share']:.0f} % of |c|"
             f" and {100 * head['activation_share']:.0f} % of |SiLU(c)|."
         )
@@ -157,7 +157,7 @@ def _matrix_captions(found: dict) -> list[tuple[str, str, str]]:
     ratio = "" if norms["ratio"] is None else f" ‖t‖ = {norms['time']:.3g} is {norms['ratio']:.1f} × the mean ‖y‖."
     raw = (
         f"Mean cosine {signed(data['c']['mean'], 4)}, lowest {signed(data['c']['min'], 4)}.{ratio}"
-        f" Predicted from these norms: {signed(data['predicted'], 4)}."
+        f" Predicted from norms and mean projections: {signed(data['predicted'], 4)}."
     )
     alone = f"Mean cosine {signed(data['y']['mean'])}, from {signed(data['y']['min'])} to {signed(data['y']['max'])}."
     centred = (
@@ -175,9 +175,12 @@ def _curve_captions(found: dict, plots) -> list:
     below = "Share of coordinates of c below a threshold, averaged over classes."
     held = (
         f"Over {grid}, {spread['for_99']} directions hold 99 % of the variance of SiLU(c) and"
-        f" {spread['for_998']} hold 99.8 %: what those span can be predicted from as many coordinates."
+        f" {spread['for_998']} hold 99.8 %: most coordinates can be predicted from few."
     )
-    along = "Mean cosine between classes at every step: a shared t, where it is long, makes all classes look alike."
+    along = (
+        "Mean cosine between classes at every step: a shared t, where it is long, makes all classes look alike. Dashed:"
+        " (R² + 2p + k r²) / (R² + 2p + r²), with R = ‖t‖, r = mean ‖y‖, k = mean cosine of y, p = mean ⟨t, y⟩."
+    )
     varying = (
         f"The {top['coordinates']} most varying coordinates hold {100 * top['variance']:.0f} % of the variance"
         f" between classes. Rank correlation with |mean c|: {wording.signed(variance['rank_correlation'], 2)}."

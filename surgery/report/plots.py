@@ -9,10 +9,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from surgery.report import wording
 
 INK, MUTED, LINE = "#1f2430", "#5b6472", "#d5d9e0"
-KEPT, REMOVED, THIRD = "#0067a5", "#c2500a", "#007a5a"
+KEPT, REMOVED, THIRD = "#0067a5", "#b04506", "#007a5a"
 THEMED = {INK: "ink", MUTED: "muted", LINE: "line", KEPT: "kept", REMOVED: "removed", THIRD: "third"}
 """Colours written as CSS variables, with the colour itself where no page defines them. Safe for colour-blind eyes."""
 
@@ -35,6 +37,7 @@ STYLE = {
 }
 WIDE, SQUARE = (5.0, 3.0), (3.3, 3.3)
 MARKED = 200
+PREDICTED = "predicted from ‖t‖ and ‖y‖ (dashed)"
 
 
 def spectrum(finding: dict, name: str = "magnitude") -> str:
@@ -93,13 +96,15 @@ def sweep(finding: dict) -> str:
         axes.plot(steps, data["predicted"], color=REMOVED, linestyle=(0, (2, 2)), linewidth=2.4)
         axes.axhline(data["alone"], color=MUTED, linewidth=1.2)
         low = min(0.0, data["alone"], *data["cosine"])
-        axes.set_ylim(low - 0.06, 1.06)
-        middle = sorted(steps)[len(steps) // 2]
-        axes.text(middle, data["alone"] + 0.03, f"y alone, {data['alone']:.3f}", color=MUTED, ha="center")
-        at = min(data["cosine"]) - 0.06
-        axes.text(middle, at, "c = t + y, measured", color=KEPT, ha="center", va="top")
-        axes.text(middle, at - 0.09, "predicted from ‖t‖ and ‖y‖ (dashed)", color=REMOVED, ha="center", va="top")
-        if finding["timesteps"]["first"] == max(steps):
+        axes.set_ylim(low - 0.06, 1.3)
+        axes.set_yticks([tick for tick in (-0.5, 0, 0.5, 1) if tick >= low])
+        for height, text, colour in ((0.99, "c = t + y, measured", KEPT), (0.9, PREDICTED, REMOVED)):
+            axes.text(0.98, height, text, color=colour, ha="right", va="top", transform=axes.transAxes)
+        middle = (min(steps) + max(steps)) / 2
+        note = f"y alone, {wording.signed(data['alone'])}"
+        axes.text(middle, data["alone"] + 0.03, note, color=MUTED, ha="center")
+        first = finding["timesteps"]["first"]
+        if abs(first - max(steps)) < abs(first - min(steps)):
             axes.invert_xaxis()
         axes.set_xlabel("timestep, in sampling order")
         axes.set_ylabel("mean cosine between classes")
@@ -166,10 +171,11 @@ def directions(finding: dict) -> str:
         figure, axes = _figure(WIDE)
         axes.set_yscale("log")
         axes.plot(range(1, stop + 1), missed[:stop], color=KEPT)
-        for share, count in ((0.99, data["for_99"]), (0.998, data["for_998"])):
-            axes.plot([count], [1 - share], "o", color=KEPT, markersize=5)
-            note = f"{count} directions hold {100 * share:g} %"
-            axes.annotate(note, (count, 1 - share), (7, 2), textcoords="offset points", color=INK)
+        for count, share in {data["for_99"]: 99, data["for_998"]: 99.8}.items():
+            axes.plot([count], [missed[count - 1]], "o", color=KEPT, markersize=5)
+            note = f"{count} directions hold {share} %"
+            axes.annotate(note, (count, missed[count - 1]), (7, 2), textcoords="offset points", color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if cut and cut["removed"]:
             _cut_line(axes, cut["kept"], f"{cut['kept']} coordinates kept", left=cut["kept"] > stop / 2)
         _log_labels(axes.yaxis, percent=True)
@@ -250,4 +256,5 @@ def _cell_values(axes: Axes, matrix: list[list[float]]) -> None:
         for j, value in enumerate(row):
             text = f"{value:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1).replace("-", "−")
             colour = "white" if abs(value) > 0.7 else "#111111"
-            axes.text(j, i, text if i != j else "1", ha="center", va="center", color=colour, fontsize=6.5)
+            text = text if i != j else "1"
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=6.5, in_layout=False)

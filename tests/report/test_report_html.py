@@ -16,7 +16,7 @@ from markupsafe import Markup
 from surgery.diagnostics import SurgeryError
 from surgery.report import charts, plots
 from surgery.report.highlight import highlight
-from surgery.report.html import html
+from surgery.report.html import TEMPLATES, html
 from surgery.report.images import png, sample_grids
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -99,7 +99,7 @@ def test_tells_the_whole_story(page):
         "blocks.*.adaLN_modulation.*.weight",
         "8 of 576 × 96 → 576 × 33",
         "per-vector |c| tail, masked (the paper's)",
-        "‖t‖ = 11.5 is 11.8 × the mean ‖y‖. Predicted from these norms: 0.9930.",
+        "‖t‖ = 11.5 is 11.8 × the mean ‖y‖. Predicted from norms and mean projections: 0.9930.",
         "y − mean y exactly",
         "not faster: eager, batch 1 (1.02×)",
         "8 bits of mantissa, 9 layers",
@@ -161,6 +161,23 @@ def test_infinite_distance_stays_on_the_page(sample):
     found = charts.controls(sample)
     assert found["rows"][-1]["at"] == 100.0
     assert "inf" in found["rows"][-1]["values"]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_has_contrast(theme):
+    """WCAG 2 AA: 4.5 to 1 for text, on the page, on a panel and, for code, on its softer ground."""
+    blocks = re.findall(r":root \{(.*?)\}", (TEMPLATES / "report.css").read_text(encoding="utf-8"), re.DOTALL)
+    colours = dict(re.findall(r"--(\w+): (#\w{6});", blocks[theme]))
+    for ground in ("paper", "panel", "soft"):
+        for text in ("ink", "muted", "kept", "removed", "third", "good", "fair", "poor"):
+            low, high = sorted(luminance(colours[name]) for name in (ground, text))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
 
 
 HIGHLIGHTED = [
@@ -246,6 +263,17 @@ def test_figures_follow_the_theme_and_have_no_dates(sample, draw):
     assert "var(--kept, #0067a5)" in svg
     assert "<metadata" not in svg
     assert "<style" not in svg
+
+
+def test_a_silent_head_is_told(sample):
+    """Where the largest |c| are negative, the activation has silenced them: a finding, said beside the spectrum."""
+    captions = [item["caption"] for item in charts.embeddings(sample["findings"][0])["spectra"]]
+    assert not any("silent" in caption for caption in captions)
+    sample["findings"][0]["head"] |= {"negative": 4, "magnitude_share": 0.3, "activation_share": 0.02}
+    told = (
+        "4 of the 4 largest |c| are negative, and silent after it: together they hold 30 % of |c| and 2 % of |SiLU(c)|"
+    )
+    assert told in charts.embeddings(sample["findings"][0])["spectra"][1]["caption"]
 
 
 def test_spectrum_without_a_cut_is_of_one_colour(sample):
