@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from surgery.diagnostics import Diagnostic, SurgeryError
+from surgery.diagnostics import SurgeryError
 
 NAMED = 5
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -103,18 +103,17 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Errors: S204, one diagnostic that names the tensors with NaN or infinite values."""
+    """Errors: S204, which names the tensors with NaN or infinite values."""
     bad = [_ailment(name, value) for name, value in tensors.items() if value.is_floating_point() and not _finite(value)]
     if not bad:
         return
     notes = tuple(bad[:NAMED]) + ((f"and {len(bad) - NAMED} more tensors",) if len(bad) > NAMED else ())
-    diagnostic = Diagnostic(
-        "S204",
+    raise SurgeryError(
         f"the weights of {what} are not finite",
+        code="S204",
         notes=notes,
         help="training diverged or the file is damaged: use an earlier checkpoint",
     )
-    raise SurgeryError(diagnostics=(diagnostic,))
 
 
 def _finite(value: Tensor) -> bool:

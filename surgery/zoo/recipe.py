@@ -41,7 +41,7 @@ class Training:
 
 
 class Recipe(Protocol):
-    """A zoo model. `score` is the figure of a trained network that `surgery zoo train` ends with."""
+    """A zoo model."""
 
     name: str
     summary: str

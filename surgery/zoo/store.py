@@ -1,4 +1,7 @@
-"""Read and write zoo weights and training states: safetensors only, whole or not at all."""
+"""Read and write zoo weights and training states: safetensors only, whole or not at all.
+
+A file has one entry of metadata: safetensors writes several in random order, and equal trainings shall give equal bytes.
+"""
 
 import os
 from pathlib import Path
@@ -14,11 +17,11 @@ from surgery.models.checkpoint import read_tensors
 def save_weights(path: Path, tensors: dict[str, Tensor], name: str, step: int) -> None:
     """Weights as they ship: rounded once to float16."""
     rounded = {key: value.to(torch.float16).contiguous() for key, value in tensors.items()}
-    _write(path, rounded, {"format": "surgery.zoo/1", "name": name, "steps": str(step)})
+    _write(path, rounded, {"surgery.zoo/1": f"{name}, {step} steps"})
 
 
 def save_state(path: Path, tensors: dict[str, Tensor]) -> None:
-    _write(path, {key: value.contiguous() for key, value in tensors.items()}, {"format": "surgery.training/1"})
+    _write(path, {key: value.contiguous() for key, value in tensors.items()}, {"surgery.training/1": ""})
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
