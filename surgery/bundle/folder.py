@@ -27,7 +27,7 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     However the block ends, or the process dies, `folder` is then either as it was before or wholly new.
     """
     restore(folder)
-    _refuse(folder, overwrite)
+    refuse_existing(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clean(folder)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.writing-{os.getpid()}-", dir=folder.parent))
@@ -54,7 +54,7 @@ def restore(folder: Path) -> None:
         return
 
 
-def _refuse(folder: Path, overwrite: bool) -> None:
+def refuse_existing(folder: Path, overwrite: bool) -> None:
     if not os.path.lexists(folder):
         return
     if not overwrite:
