@@ -36,6 +36,7 @@ def node_names(seen: Visible, owner: dict[Node, str], blocks: Blocks) -> dict[No
         elif prefix:
             wished = f"{prefix}_{wished}" if own or node not in results else prefix
         alone = prefix or (own and own not in modules.words) or node in uses or node.op == "placeholder"
+        alone = alone or node.target is operator.getitem
         names[node] = _identifier(_unique(re.sub(r"\W+", "_", wished), taken, "" if alone else "_1"))
     return names
 
@@ -75,11 +76,9 @@ class _ModuleNames:
         others = [other for same, other in self.all if same == in_block and other != path]
         for count in range(1, len(parts)):
             tail = ".".join(parts[-count:])
-            if (
-                tail not in self.words
-                and not tail[:1].isdigit()
-                and not any(f".{other}".endswith(f".{tail}") for other in others)
-            ):
+            hides = not in_block and tail in self.words
+            shared = any(f".{other}".endswith(f".{tail}") for other in others)
+            if not (hides or shared or tail[:1].isdigit()):
                 return tail
         return path
 

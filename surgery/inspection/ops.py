@@ -45,14 +45,52 @@ INFIX = {
 PREFIX = {"neg": "-", "not": "~"}
 
 METHODS = frozenset(
-    ["chunk", "contiguous", "cumsum", "expand", "flatten", "masked_fill", "mean", "narrow", "new_ones", "new_zeros", "permute", "repeat", "reshape", "split", "split_with_sizes", "squeeze", "sum", "t", "to", "transpose", "type_as", "unbind", "unflatten", "view"]
+    [
+        "chunk",
+        "contiguous",
+        "cumsum",
+        "expand",
+        "flatten",
+        "masked_fill",
+        "mean",
+        "narrow",
+        "new_ones",
+        "new_zeros",
+        "permute",
+        "repeat",
+        "reshape",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "sum",
+        "t",
+        "to",
+        "transpose",
+        "type_as",
+        "unbind",
+        "unflatten",
+        "view",
+    ]
 )
 
 UNIT = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 """The number that an operator does nothing with."""
 
 QUIET = frozenset(
-    ["copy", "cudnn_enable", "device", "implicit", "inplace", "layout", "memory_format", "non_blocking", "pin_memory", "sparse", "padding_idx", "scale_grad_by_freq"]
+    [
+        "copy",
+        "cudnn_enable",
+        "device",
+        "implicit",
+        "inplace",
+        "layout",
+        "memory_format",
+        "non_blocking",
+        "pin_memory",
+        "sparse",
+        "padding_idx",
+        "scale_grad_by_freq",
+    ]
 )
 """Arguments that say nothing about the mathematics."""
 

@@ -36,9 +36,9 @@ def _modulation(node: Node, found: dict[Node, str]) -> None:
 
 
 def _use(part: Node) -> str:
-    """How the first reader uses a part, looking through an added axis."""
+    """How the first reader uses a part, looking through added axes."""
     user = next(iter(part.users), None)
-    if user is not None and op_name(user.target) in ("unsqueeze", "slice", "select"):
+    while user is not None and op_name(user.target) in ("unsqueeze", "slice", "select"):
         user = next(iter(user.users), None)
     name = op_name(user.target) if user is not None and user.op == "call_function" else ""
     if name == "add":

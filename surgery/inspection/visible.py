@@ -11,7 +11,9 @@ from surgery.inspection.values import GraphValues
 from surgery.passes.provenance import provenance
 
 ALWAYS_SAME = frozenset(["contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh"])
-SAME_IF_UNCHANGED = frozenset(["to", "expand", "view", "reshape", "slice", "dropout", "feature_dropout", "type_as", "clone"])
+SAME_IF_UNCHANGED = frozenset(
+    ["to", "expand", "view", "reshape", "slice", "dropout", "feature_dropout", "type_as", "clone"]
+)
 
 
 @dataclass(frozen=True)
