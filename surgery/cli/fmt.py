@@ -1,7 +1,6 @@
 """`surgery fmt`: write specs in their canonical form, comments kept."""
 
 import argparse
-import difflib
 import os
 import sys
 import tempfile
@@ -60,6 +59,8 @@ def _formatted(name: str, to: str | None) -> tuple[str, str]:
 
 def _change(name: str, before: str, after: str, args: argparse.Namespace) -> None:
     if args.diff and not args.json:
+        import difflib
+
         lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), name, f"{name} (formatted)")
         sys.stdout.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
     if not (args.diff or args.check):

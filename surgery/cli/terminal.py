@@ -1,6 +1,5 @@
 """Colour and output, decided in one place."""
 
-import json
 import os
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,4 +26,6 @@ def console(args: Any, stream: IO[str]) -> "Console":
 
 def print_json(document: dict) -> None:
     """One document on stdout; it names its `format`."""
+    import json
+
     print(json.dumps(document, ensure_ascii=False, indent=2))

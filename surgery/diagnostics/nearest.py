@@ -1,11 +1,12 @@
 """The name a person most likely meant."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate closest to `word`, or None where nothing is close. Letter case does not count."""
+    from difflib import get_close_matches
+
     by_folded = {candidate.casefold(): candidate for candidate in candidates}
     found = get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
     return by_folded[found[0]] if found else None

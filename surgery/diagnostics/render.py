@@ -1,6 +1,5 @@
 """Diagnostics as a person reads them (full, concise) and as a program does (json)."""
 
-import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -27,6 +26,8 @@ def render(diagnostics: Iterable[Diagnostic], style: str = "full", color: bool =
     """All diagnostics as one text that ends with a line end. `style` is full, concise or json."""
     diagnostics = tuple(diagnostics)
     if style == "json":
+        import json
+
         return json.dumps(document(diagnostics), ensure_ascii=False, indent=2) + "\n"
     shape = {"full": full, "concise": concise}[style]
     shown = [shape(diagnostic) for diagnostic in diagnostics[:MOST]]

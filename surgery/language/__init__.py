@@ -1,6 +1,6 @@
 """The language: text and YAML to one tree with spans, and back. Never imports torch."""
 
-from surgery.language.format import format, sentence
+from surgery.language.format import format, format_yaml, sentence
 from surgery.language.read import Reading, parse, read, source_of, source_of_bytes
 from surgery.language.selector import Part, Selector, parse_selector
 from surgery.language.tree import (
@@ -17,7 +17,6 @@ from surgery.language.tree import (
     Text,
     Word,
 )
-from surgery.language.yaml_writer import format_yaml
 
 __all__ = [
     "Clause",

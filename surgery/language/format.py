@@ -15,6 +15,13 @@ def format(spec: Spec) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def format_yaml(spec: Spec) -> str:
+    """The spec as YAML; reading it back gives the same tree."""
+    from surgery.language.yaml_writer import write_yaml
+
+    return write_yaml(spec)
+
+
 def sentence(clause: Clause) -> str:
     """One clause as text, without its comments."""
     whole = str(clause)

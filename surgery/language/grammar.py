@@ -14,6 +14,7 @@ def grammar() -> Lark:
     return Lark(
         (shelf("grammar") / "surgery.lark").read_text(encoding="utf-8"),
         parser="lalr",
+        lexer="basic",
         propagate_positions=True,
         maybe_placeholders=False,
     )

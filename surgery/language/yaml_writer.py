@@ -9,7 +9,7 @@ PLAIN = re.compile(r"(?:\.{0,2}/)?[^\W_](?:[^\W]|[ ./%<>=~+-]|:(?=[^\s:]))*(?<! 
 NULLS = ("null",)
 
 
-def format_yaml(spec: Spec) -> str:
+def write_yaml(spec: Spec) -> str:
     """The spec as YAML: `model` and `data` first, then `steps`, one key for each phrase and setting."""
     lines: list[str] = []
     clauses = list(spec.clauses)

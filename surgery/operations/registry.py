@@ -5,17 +5,29 @@ names a package (a verb is the module of that name in it), a module (all operati
 `@surgery.operation` in a program adds to the same table.
 """
 
+import os
 import pkgutil
+import sys
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from surgery.diagnostics import SurgeryError
 
 GROUP = "surgery.operations"
-CORE = EntryPoint(name="surgery", value="surgery.operations", group=GROUP)
+METADATA = (".dist-info", ".egg-info")
 _OWNERS: dict[str, type] = {}
+
+
+class Point(NamedTuple):
+    """An entry point: the name a package gives it, and `module` or `module:Class`."""
+
+    name: str
+    value: str
+
+
+CORE = Point("surgery", "surgery.operations")
 
 
 def register(cls: type) -> type:
@@ -49,13 +61,42 @@ def owner(verb: str) -> str:
 
 
 @cache
-def points() -> tuple[EntryPoint, ...]:
+def points() -> tuple[Point, ...]:
     """The entry points, the core's first; the core's own is known without installed metadata."""
-    found = {(point.name, point.value): point for point in entry_points(group=GROUP)}
-    return (CORE, *(point for key, point in sorted(found.items()) if key != (CORE.name, CORE.value)))
+    return (CORE, *sorted(set(_installed()) - {CORE}))
 
 
-def _load(point: EntryPoint, verb: str | None) -> None:
+def _installed() -> list[Point]:
+    """The entry points of installed packages.
+
+    Importing `importlib.metadata` and asking it takes longer than reading a spec, so it is asked only where a package
+    beside this one names the group.
+    """
+    if not any(_names_group(place) for place in sys.path):
+        return []
+    from importlib.metadata import entry_points
+
+    return [Point(point.name, point.value) for point in entry_points(group=GROUP)]
+
+
+def _names_group(place: str) -> bool:
+    """Whether a package in a folder of the import path, other than this one, has points of the group."""
+    try:
+        folders = [entry.path for entry in os.scandir(place or ".") if entry.name.endswith(METADATA)]
+    except OSError:
+        return os.path.isfile(place)  # an archive: only `importlib.metadata` can look inside
+    for folder in folders:
+        try:
+            with open(os.path.join(folder, "entry_points.txt"), encoding="utf-8") as file:
+                text = file.read()
+        except OSError:
+            continue
+        if f"[{GROUP}]" in text and not os.path.basename(folder).startswith("model_surgery-"):
+            return True
+    return False
+
+
+def _load(point: Point, verb: str | None) -> None:
     """Import what a point has for a verb; all it has where no verb is asked for."""
     module, _, attribute = point.value.partition(":")
     if attribute:
@@ -68,7 +109,7 @@ def _load(point: EntryPoint, verb: str | None) -> None:
         _import(point, f"{module}.{verb.replace('-', '_')}")
 
 
-def _enter(point: EntryPoint, cls: type | None) -> None:
+def _enter(point: Point, cls: type | None) -> None:
     if not hasattr(cls, "verb"):
         raise SurgeryError(f"the plugin `{point.name}` names no operation: `{point.value}`", code="S121")
     register(cls)
@@ -87,7 +128,7 @@ def _modules(package: str) -> frozenset[str]:
     return frozenset(module.name for module in pkgutil.iter_modules(places)) if places else frozenset()
 
 
-def _import(point: EntryPoint, module: str):
+def _import(point: Point, module: str):
     try:
         return import_module(module)
     except ImportError as error:

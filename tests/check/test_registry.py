@@ -1,7 +1,6 @@
 """The door operations come through: a file, a package, a class of another distribution, a program."""
 
 import sys
-from importlib.metadata import EntryPoint
 
 import pytest
 
@@ -35,8 +34,7 @@ def door(tmp_path, monkeypatch):
             path = tmp_path / file
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-        point = EntryPoint(name=name, value=value, group=registry.GROUP)
-        monkeypatch.setattr(registry, "points", lambda: (registry.CORE, point))
+        monkeypatch.setattr(registry, "points", lambda: (registry.CORE, registry.Point(name, value)))
 
     yield install
     for name in set(sys.modules) - modules:
@@ -51,11 +49,30 @@ def test_core_verbs():
 
 
 def test_core_needs_no_metadata(monkeypatch):
-    monkeypatch.setattr(registry, "entry_points", lambda group: ())
+    monkeypatch.setattr(sys, "path", [])
     assert registry.points.__wrapped__() == (registry.CORE,)
-    monkeypatch.undo()
-    assert registry.points.__wrapped__()[0] == registry.CORE
-    assert registry.points.__wrapped__().count(registry.CORE) == 1
+
+
+def installed(folder, name: str, points: str):
+    metadata = folder / f"{name}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(points)
+
+
+def test_points_of_installed_packages(tmp_path, monkeypatch):
+    core = "[surgery.operations]\nsurgery = surgery.operations\n"
+    installed(tmp_path / "a", "model_surgery", core)
+    installed(tmp_path / "a", "unrelated", "[console_scripts]\nx = y:z\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "no-such-folder")])
+    assert registry.points.__wrapped__() == (registry.CORE,)
+    installed(tmp_path / "b", "shaving", "[surgery.operations]\nshave = shaving:Shave\nmore = shaving.more\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b")])
+    assert registry.points.__wrapped__() == (
+        registry.CORE,
+        registry.Point("more", "shaving.more"),
+        registry.Point("shave", "shaving:Shave"),
+    )
 
 
 def test_a_module(door):
