@@ -1,10 +1,16 @@
 """What a sampler must know of a class-conditional diffusion model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from surgery.diagnostics import SurgeryError
+
+LISTS = ("sample_shape", "inputs")
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,24 @@ class Diffusion:
     time_integers: bool = False
     clip: float | None = None
     inputs: tuple[str, str, str] = ("x", "t", "y")
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON values, for a bundle's manifest."""
+        fields = {name: value for name, value in vars(self).items() if name in self.__dataclass_fields__}
+        return {**fields, "betas": self.betas.tolist(), **{name: list(fields[name]) for name in LISTS}}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Diffusion":
+        """The inverse of `document`. Errors: S209 for a document that is not one."""
+        try:
+            betas = torch.tensor(document["betas"], dtype=torch.float64, device="cpu")
+            return cls(**{**document, "betas": betas, **{name: tuple(document[name]) for name in LISTS}})
+        except (KeyError, TypeError, ValueError) as error:
+            raise SurgeryError(
+                f"a noise schedule cannot be read: {type(error).__name__}: {error}",
+                code="S209",
+                help="the bundle was edited, or written by another version: apply its spec again",
+            ) from error
 
     @property
     def length(self) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from surgery.diagnostics import SurgeryError
 from surgery.models.checkpoint import fingerprint
+from surgery.models.diffusion import Diffusion
 from surgery.models.loaded import LoadedModel
 
 
@@ -20,22 +21,31 @@ def load(location: str, *, weights: bool = True) -> LoadedModel:
         raise SurgeryError(f"no model at `{location}`: there is no such folder", code="S201", help=_meant(location))
     if not (folder / "surgery.json").is_file():
         raise SurgeryError(f"`{location}` is not a bundle: it has no surgery.json", code="S210", help=_cure(folder))
-    from surgery.bundle import load as load_bundle
+    from surgery import bundle
 
-    module = load_bundle(folder).eval()
-    inputs = example_inputs(module)
-    files = {path.name: fingerprint(path) for path in sorted(folder.glob("*.safetensors"))} if weights else {}
-    return LoadedModel(location, module if weights else module.to("meta"), inputs, files=files)
+    module = bundle.load(folder).eval()
+    manifest = bundle.read_manifest(folder)
+    schedule, data = manifest.get("diffusion"), manifest.get("data")
+    return LoadedModel(
+        reference=location,
+        module=module if weights else module.to("meta"),
+        example_inputs=example_inputs(module),
+        diffusion=Diffusion.from_document(schedule) if schedule else None,
+        files={path.name: fingerprint(path) for path in sorted(folder.glob("*.safetensors"))} if weights else {},
+        default_data=data.get("reference") if isinstance(data, dict) else None,
+    )
 
 
-def example_inputs(module: torch.nn.Module, batch: int = 2) -> dict[str, Tensor]:
-    """Zeros in the shapes the captured graph was fed, its free dimensions set to `batch`."""
+def example_inputs(module: torch.fx.GraphModule, batch: int = 2) -> dict[str, Tensor]:
+    """Keyword zeros in the shapes the saved graph was captured with, its free dimensions set to `batch`."""
+    from surgery.bundle import value_of
+
     inputs = {}
     for node in module.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and value is not None:
+        value = value_of(node) if node.op == "placeholder" else None
+        if value is not None:
             shape = [size if isinstance(size, int) else batch for size in value.shape]
-            inputs[node.name] = torch.zeros(shape, dtype=value.dtype)
+            inputs[str(node.target)] = torch.zeros(shape, dtype=value.dtype)
     return inputs
 
 
