@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(
         20_000, 20, 20
     )  # a young process makes objects, not garbage: collecting slows its start by a tenth
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to stop
     try:
         status = _run(arguments)
         sys.stdout.flush()

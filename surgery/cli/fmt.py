@@ -51,6 +51,9 @@ def _formatted(name: str, to: str | None) -> tuple[str, str]:
     reading = read(text)
     if reading.faults:
         raise SpecError(diagnostics=reading.faults)
+    if name.endswith(".json") and not to:
+        help = f"`surgery fmt --to yaml {name}` prints it as YAML"
+        raise SpecError(f"`{name}` is JSON, which has no form of its own here", code="S013", help=help)
     spec = arranged(reading.spec)
     as_yaml = to == "yaml" if to else is_yaml(text)
     before = text.text if name == "-" else Path(name).read_bytes().decode("utf-8")

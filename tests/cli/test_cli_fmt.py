@@ -125,3 +125,13 @@ def test_a_link_stays_a_link(loose, tmp_path):
     link.symlink_to(loose)
     assert main(["fmt", str(link)]) == 0
     assert link.is_symlink() and loose.read_text() == CANONICAL
+
+
+def test_json_specs_are_read_and_not_rewritten(tmp_path, capsys):
+    path = tmp_path / "x.json"
+    path.write_text('{"steps": [{"prune": "5%", "of": "class embeddings"}]}')
+    assert main(["check", "-q", str(path)]) == 0
+    assert main(["fmt", str(path)]) == 1
+    assert "S013" in capsys.readouterr().err and path.read_text().startswith("{")
+    assert main(["fmt", "--to", "text", str(path)]) == 0
+    assert capsys.readouterr().out == "prune 5% of class embeddings\n"

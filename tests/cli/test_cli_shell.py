@@ -180,3 +180,9 @@ def test_names_of_the_package():
     )
     done = run("-c", code)
     assert done.stdout == "module `surgery` has no attribute `nothing`\n", done.stderr
+
+
+def test_a_terminal_without_our_letters():
+    done = run("-m", "surgery", "check", "-", input="prune ü 5% of x", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 1
+    assert "does not understand `\\xfc`" in done.stderr
