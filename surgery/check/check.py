@@ -5,7 +5,7 @@ from os import PathLike
 from typing import Any
 
 from surgery.check.program import Program
-from surgery.diagnostics import Diagnostic, Span, SpecError
+from surgery.diagnostics import Diagnostic, Source, Span, SpecError
 from surgery.language import Reading, Spec, read, source_of
 from surgery.operations import bind
 from surgery.operations.data import Data
@@ -13,16 +13,21 @@ from surgery.operations.model import Model
 from surgery.operations.require import Require
 
 
-def check(spec: Spec | str | PathLike[str], name: str | None = None) -> Program:
-    """The program a spec says. `spec` is a tree, a text or a file, as for `parse`.
+def check(spec: Spec | Source | str | PathLike[str], name: str | None = None) -> Program:
+    """The program a spec says. `spec` is a tree, a Source, a text or a file, as for `parse`.
 
     Raises SpecError with all faults: of the text, of its clauses, and between them.
     """
-    reading = Reading(spec, ()) if isinstance(spec, Spec) else read(source_of(spec, name))
-    program, faults = examine(reading)
+    program, faults = examine(_reading(spec, name))
     if faults:
         raise SpecError(diagnostics=faults)
     return program
+
+
+def _reading(spec: Any, name: str | None) -> Reading:
+    if isinstance(spec, Spec):
+        return Reading(spec, ())
+    return read(spec if isinstance(spec, Source) else source_of(spec, name))
 
 
 def examine(reading: Reading) -> tuple[Program, tuple[Diagnostic, ...]]:

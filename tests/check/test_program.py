@@ -3,7 +3,7 @@
 import pytest
 
 from surgery.check import check, examine
-from surgery.diagnostics import SpecError
+from surgery.diagnostics import Source, SpecError
 from surgery.language import parse, read, source_of
 from surgery.operations import Phase
 from surgery.operations.require import METRICS, Require
@@ -30,7 +30,7 @@ def test_order_is_by_phase_then_as_written():
         "position embeddings",
     ]
     assert [one.text for one in program.requires] == ["require accuracy >= 95%", "require denoising loss <= 1.02x"]
-    assert check(parse(SPEC)) == program
+    assert check(parse(SPEC)) == check(Source("piped", SPEC)) == program
 
 
 def test_model_and_data_may_come_from_elsewhere():
