@@ -68,7 +68,7 @@ def _tiles(document: dict) -> list[dict]:
         note = f"{wording.count(change['before'])} → {wording.count(change['after'])}"
         text = wording.change(change["before"], change["after"])
         tiles.append({"value": text, "name": "parameters", "note": note, "level": "none"})
-    tiles += [_quality_tile(row) for row in document["quality"] if row["before"] and row["after"] is not None][:2]
+    tiles += [_quality_tile(row) for row in verdict.leading(document)[:2]]
     measured = [row for row in document.get("latency") or () if verdict.speed(row)]
     if measured:
         best = max(measured, key=lambda row: verdict.speed(row) or 0)
@@ -112,6 +112,8 @@ def _provenance(document: dict, model: dict, device: dict) -> list[tuple[str, st
         ("model", model.get("reference")),
         ("fingerprint", model.get("fingerprint")),
         *((f"file {name}", digest) for name, digest in sorted((model.get("files") or {}).items())),
+        ("data", (document.get("data") or {}).get("reference")),
+        ("data sha256", (document.get("data") or {}).get("sha256")),
         ("seed", document.get("seed")),
         ("surgery", document.get("version")),
         *(("device" if name == "name" else name, value) for name, value in device.items()),

@@ -14,10 +14,10 @@ SIDE, PIXELS = 64, 100_000
 def sample_grids(finding: dict) -> list[dict]:
     """Grids "before", "after" and their absolute difference of a finding of kind "samples", a row per class.
 
-    Each is {"title", "source" (data URI), "alt", "labels" (one per row)}. Samples are uint8 [N, H, W] or [N, 3, H, W];
+    Each is {"title", "source" (data URI), "alt", "labels" (one per row)}. Samples are uint8 [N, H, W] or [N, H, W, 3];
     the first 12 classes are drawn with up to 10 samples each.
     """
-    before, after = (_shrunk(_channels_last(finding[side])) for side in ("before", "after"))
+    before, after = (_shrunk(_colour(finding[side])) for side in ("before", "after"))
     rows = _rows(finding["labels"], before[0].size // 3)
     labels = [str(finding["labels"][row[0]]) for row in rows]
     difference = numpy.abs(before.astype(numpy.int16) - after).astype(numpy.uint8)
@@ -48,9 +48,11 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _channels_last(samples: list) -> numpy.ndarray:
+def _colour(samples: list) -> numpy.ndarray:
+    """Samples as [N, H, W, 3]; of any other number of channels only the first is shown, in grey."""
     images = numpy.asarray(samples, dtype=numpy.uint8)
-    return numpy.moveaxis(images, 1, -1) if images.ndim == 4 else images[..., None].repeat(3, axis=-1)
+    images = images if images.ndim == 4 else images[..., None]
+    return images if images.shape[-1] == 3 else images[..., :1].repeat(3, axis=-1)
 
 
 def _shrunk(images: numpy.ndarray) -> numpy.ndarray:

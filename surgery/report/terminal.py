@@ -21,6 +21,7 @@ def render(document: dict, console: Console) -> None:
     _latency(sheet, document)
     _checks(sheet, document)
     _embeddings(sheet, finding(document, "embeddings"))
+    _notes(sheet, document)
     _ending(sheet, document)
 
 
@@ -32,8 +33,7 @@ def render_plan(document: dict, console: Console, *, full: bool = False) -> None
         sheet.line(f"  {selector['text']} → {'; '.join(selector['matched'])}", "dim")
     _actions(sheet, document, full=full)
     _sizes(sheet, document)
-    for note in document.get("notes", ()):
-        sheet.line(note, "yellow", top=True)
+    _notes(sheet, document)
     hidden = sum(len(action.get("tensors", ())) for action in document.get("actions", ()))
     if not document.get("actions"):
         sheet.line("nothing to cut", top=True)
@@ -43,7 +43,7 @@ def render_plan(document: dict, console: Console, *, full: bool = False) -> None
 
 def _header(sheet: Sheet, document: dict) -> None:
     device = document.get("device") or {}
-    threads = f"{device['threads']} threads" if "threads" in device else ""
+    threads = wording.plural(device["threads"], "thread") if "threads" in device else ""
     torch = f"torch {device['torch']}" if "torch" in device else ""
     facts = [device.get("name", ""), threads, torch, device.get("dtype", "")]
     sheet.line(document["model"].get("reference", "a model"), "bold")
@@ -191,9 +191,7 @@ def _checks(sheet: Sheet, document: dict) -> None:
     for row in parity:
         _check(sheet, row["holds"], f"{row['what']} ({_where(row)})", _parity_detail(row))
     for row in requirements:
-        measured = row.get("measured")
-        detail = f"measured {measured:.4g}" if isinstance(measured, int | float) else "not measured"
-        _check(sheet, row["holds"], row["text"], detail)
+        _check(sheet, row["holds"], row["text"], wording.measured(row))
 
 
 def _where(row: dict) -> str:
@@ -227,12 +225,16 @@ def _embeddings(sheet: Sheet, found: dict | None) -> None:
     ]
     sheet.table(["cosine between classes", "mean", "lowest", "highest", "nPR"], rows)
     spread = found["directions"]
-    sheet.line(
-        f"  from ‖t‖ and ‖y‖ alone: {signed(data['predicted'])}; nPR of a Gaussian vector: {share['gaussian']:.3f}"
-    )
+    sheet.line(f"  predicted from norms and mean projections alone: {signed(data['predicted'])}")
+    sheet.line(f"  nPR of a Gaussian vector: {share['gaussian']:.3f}")
     sheet.line(
         f"  {spread['for_99']} directions hold 99 % of the variance of the activated c, {spread['for_998']} hold 99.8 %"
     )
+
+
+def _notes(sheet: Sheet, document: dict) -> None:
+    for note in document.get("notes", ()):
+        sheet.line(f"note: {note}", "yellow", top=True)
 
 
 def _ending(sheet: Sheet, document: dict) -> None:

@@ -9,6 +9,7 @@ SAME, WORSE = 1.02, 1.10
 SAME_POINTS, WORSE_POINTS = 0.01, 0.03
 JUDGEMENT = "up to 1.02× or one point of accuracy counts as the same, up to 1.10× or three points as slightly worse"
 """How a change for the worse is called, in the words of the page."""
+LEADING = ("accuracy", "frechet")
 FASTER, SLOWER = 1.05, 0.95
 EDGE = 1e-9
 """A change of exactly one point is still the same, whatever its last bit says."""
@@ -70,6 +71,12 @@ def headline(document: dict) -> str:
     return " · ".join(fact for fact in facts if fact)
 
 
+def leading(document: dict) -> list[dict]:
+    """Quality rows with a before and an after to compare, the ones that say most first."""
+    rows = [row for row in document.get("quality") or () if row["before"] and row["after"] is not None]
+    return sorted(rows, key=lambda row: LEADING.index(row["metric"]) if row["metric"] in LEADING else len(LEADING))
+
+
 def sorted_controls(document: dict) -> tuple[str | None, list[dict]]:
     """The metric that controls are ordered by, and the controls, best first; those without it come last."""
     controls = document.get("controls") or []
@@ -126,13 +133,11 @@ def _size_fact(document: dict) -> list[str]:
 
 def _quality_facts(document: dict) -> list[str]:
     facts = []
-    for row in (document.get("quality") or [])[:2]:
-        if row["before"] is None or row["after"] is None:
-            continue
+    for row in leading(document)[:2]:
         if row["metric"] in wording.PERCENT_METRICS:
             after = wording.metric(row["metric"], row["after"])
             facts.append(f"{row['metric']} {wording.metric(row['metric'], row['before'])} → {after}")
-        elif row["before"]:
+        else:
             facts.append(f"{row['metric']} {wording.times(row['after'] / row['before'])}")
     return facts
 

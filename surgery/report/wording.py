@@ -36,6 +36,15 @@ def metric(name: str, value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 0.01 else f"{value:.4g}"
 
 
+def measured(row: dict) -> str:
+    """What a requirement measured, beside the original where it is compared with it."""
+    value, before = row.get("measured"), row.get("before")
+    if not isinstance(value, int | float):
+        return "not measured"
+    text = f"measured {count(value) if abs(value) >= 10_000 else f'{value:.4g}'}"
+    return f"{text}, {value / before:.3f}× the original" if before else text
+
+
 def scientific(value: float) -> str:
     """Two significant digits: 1.2e-07."""
     return "0" if value == 0 else f"{value:.1e}"

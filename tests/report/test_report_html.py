@@ -127,6 +127,12 @@ def test_absent_sections_are_left_out(bare):
     assert re.findall(r'<section id="(\w+)"', page) == ["provenance"]
 
 
+def test_notes_and_data_are_told(bare):
+    page = html(bare | {"notes": ["frechet is not measured"], "data": {"reference": "digits", "sha256": "cedc"}})
+    assert "frechet is not measured" in page
+    assert "cedc" in page
+
+
 def test_sections_of_the_sample(page):
     found = re.findall(r'<section id="(\w+)"', page)
     links = re.findall(r'<a href="#(\w+)"', page)
@@ -229,8 +235,8 @@ def test_sample_grids_hold_a_class_per_row():
 # shape of the samples → pixels of a grid
 GRIDS = [
     ((120, 8, 8), (12 * 9 - 1, 10 * 9 - 1)),
-    ((24, 3, 64, 64), (6 * 65 - 1, 4 * 65 - 1)),
-    ((4, 3, 256, 130), (64, 32)),
+    ((24, 64, 64, 3), (6 * 65 - 1, 4 * 65 - 1)),
+    ((4, 256, 130, 3), (64, 32)),
 ]
 
 

@@ -77,6 +77,10 @@ def test_analysis_alone(bare, sample):
     assert "nothing was saved" not in text
 
 
+def test_notes_are_told(sample):
+    assert "note: frechet is not measured" in printed(render, sample | {"notes": ["frechet is not measured: no data"]})
+
+
 def test_skipped_mode_says_why(sample):
     text = printed(render, sample | {"latency": [{"mode": "compiled", "batch": 1, "skipped": "no C++ compiler"}]})
     assert "compiled: skipped, no C++ compiler" in text

@@ -33,6 +33,9 @@ WRITTEN = [
     (wording.plural, (1200, "tensor"), "1,200 tensors"),
     (wording.attributes, ({"width": 96, "heads": 4}, {"width": 33, "heads": 4}), "width 96 → 33"),
     (wording.milliseconds, (4.4239,), "4.42 ms"),
+    (wording.measured, ({"measured": 0.98},), "measured 0.98"),
+    (wording.measured, ({"measured": 770_608, "before": 1_079_812},), "measured 771 k, 0.714× the original"),
+    (wording.measured, ({"measured": None},), "not measured"),
     (wording.milliseconds, (12345.6,), "12,346 ms"),
 ]
 
@@ -76,6 +79,11 @@ def test_headline(sample, failed, bare):
     assert verdict.headline(failed).endswith("1 requirement failed")
     assert verdict.headline(bare) == ""
     assert verdict.headline(bare | {"findings": sample["findings"]}).startswith("class cosine 0.993 with the shared t")
+
+
+def test_headline_leads_with_what_says_most(sample):
+    sample["quality"].reverse()
+    assert "accuracy 98.2 % → 98.2 % · frechet 1.00×" in verdict.headline(sample)
 
 
 def test_parity_that_fails_is_not_proven(sample):
