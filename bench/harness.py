@@ -1,0 +1,184 @@
+"""What every benchmark shares: options, interleaved measuring, a line per case, a document with a plot.
+
+A benchmark yields scenes. A scene is a set of callables that do the same job in different ways, measured in turn; its
+cases name which of them is ours and which are the peers, so that many ratios come from one set of rounds.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from surgery.verify.timing import Timing, interleaved, speedup
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: `ours` and each of `peers` name a candidate of the scene; `facts` go into the document as they are.
+
+    `name` stands alone; `label` is what a table under the scene's title needs of it.
+    """
+
+    name: str
+    label: str
+    ours: str
+    peers: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Candidates measured in turn, and the cases read from them."""
+
+    title: str
+    candidates: Mapping[str, Callable[[], Any]]
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    quick: bool
+    json: bool
+    out: Path | None
+    threads: int
+    clock: str
+    runs: int
+    device: str
+
+
+def options(description: str, argv: list[str] | None = None) -> Options:
+    """Read the options every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="few cases and few rounds")
+    parser.add_argument("--json", action="store_true", help="one JSON line per case")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON document, and a plot beside it")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0: all (default 1: ratios hold still)")
+    parser.add_argument("--clock", choices=("auto", "wall", "cpu"), default="auto", help="auto: cpu with one thread")
+    parser.add_argument("--runs", type=int, help="rounds per scene")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    given = parser.parse_args(argv)
+    clock = given.clock if given.clock != "auto" else "cpu" if given.threads == 1 else "wall"
+    if clock == "cpu" and given.threads != 1:
+        parser.error("--clock cpu counts one thread only: use it with --threads 1")
+    runs = given.runs or (9 if given.quick else 21)
+    return Options(given.quick, given.json, given.out, given.threads, clock, runs, given.device)
+
+
+def measure(scene: Scene, asked: Options) -> list[dict[str, Any]]:
+    """The rows of a scene: {case, ours_ms, peers_ms, ratio} and, for the document, quartiles and facts."""
+    times = interleaved(
+        scene.candidates, runs=asked.runs, warmup=3, budget_s=40, device=asked.device, clock=asked.clock
+    )
+    return [row(case, times) for case in scene.cases]
+
+
+def row(case: Case, times: Mapping[str, Timing]) -> dict[str, Any]:
+    ours = times[case.ours]
+    ratios = {peer: speedup(times[peer], ours) for peer in case.peers}
+    return {
+        "case": case.name,
+        "ours_ms": round(ours.median_ms, 4),
+        "peers_ms": {peer: round(times[peer].median_ms, 4) for peer in case.peers},
+        "ratio": {peer: round(ratio.median, 3) for peer, ratio in ratios.items()},
+        "quartiles": {peer: [round(ratio.low, 3), round(ratio.high, 3)] for peer, ratio in ratios.items()},
+        "runs": ours.runs,
+        **case.facts,
+    }
+
+
+def main(name: str, scenes: Callable[[Options], Iterable[Scene]], argv: list[str] | None = None) -> int:
+    """Run a benchmark: print each scene when it is measured, write the document at the end."""
+    asked = options(f"surgery benchmark {name}", argv)
+    import torch
+
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for scene in scenes(asked):
+            measured = measure(scene, asked)
+            json_lines(measured) if asked.json else table(scene, measured)
+            rows += measured
+    if asked.out:
+        write(name, rows, asked)
+    return 0
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> None:
+    for entry in rows:
+        print(json.dumps({key: entry[key] for key in ("case", "ours_ms", "peers_ms", "ratio")}), flush=True)
+
+
+def table(scene: Scene, rows: list[dict[str, Any]]) -> None:
+    """A scene as a table: our time, and how many times faster it is than each peer, whose time heads the column."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    times = {peer: ms for entry in rows for peer, ms in entry["peers_ms"].items()}
+    shown = Table(title=scene.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    shown.add_column("")
+    shown.add_column("ms", justify="right")
+    for peer, ms in times.items():
+        shown.add_column(f"{peer}\n{ms:.2f} ms", justify="right")
+    for case, entry in zip(scene.cases, rows, strict=True):
+        shown.add_row(case.label, f"{entry['ours_ms']:.2f}", *(against(entry, peer) for peer in times))
+    Console().print(shown)
+
+
+def against(entry: dict[str, Any], peer: str) -> str:
+    """A ratio, bold when clearly faster, red when not."""
+    if peer not in entry["ratio"]:
+        return ""
+    style = "bold" if entry["quartiles"][peer][0] > 1 else "red"
+    return f"[{style}]{entry['ratio'][peer]:.2f}x[/]"
+
+
+def write(name: str, rows: list[dict[str, Any]], asked: Options) -> None:
+    """The document at `asked.out` and its plot beside it (the same name, .svg)."""
+    from bench.plot import plot
+
+    document = {
+        "format": "surgery.bench/1",
+        "name": name,
+        "command": shlex.join(["python", "-m", f"bench.{name}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "threads": asked.threads or "all",
+        "clock": {"cpu": "CPU time of the one thread", "wall": "wall time"}[asked.clock],
+        **machine(asked.device),
+        "rows": rows,
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    plot(document, asked.out.with_suffix(".svg"))
+    print(f"wrote {asked.out} and {asked.out.with_suffix('.svg')}", file=sys.stderr)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Device and versions, for a reader who wants to repeat a number."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
+    return {
+        "device": name,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
