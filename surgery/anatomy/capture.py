@@ -12,6 +12,7 @@ from torch.export import Dim
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from surgery.anatomy.adopt import adopt, is_saved
 from surgery.anatomy.graphs import aten
 from surgery.diagnostics import CaptureError
 
@@ -31,6 +32,8 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
     if isinstance(model, GraphModule) and "captured" in model.meta:
         return model
     args, kwargs = split_inputs(with_batch(example_inputs, at_least=2))
+    if is_saved(model):
+        return adopt(model, _by_placeholder(model, args, kwargs))
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -41,6 +44,12 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
     _drop_assertions(graph_module)
     graph_module.meta["captured"] = True
     return graph_module
+
+
+def _by_placeholder(graph_module: GraphModule, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    nodes = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    by_position = dict(zip((node.name for node in nodes), pytree.tree_leaves(args), strict=False))
+    return by_position | {node.name: kwargs[node.target] for node in nodes if node.target in kwargs}
 
 
 def split_inputs(inputs: Inputs) -> tuple[tuple, dict[str, Any]]:

@@ -41,7 +41,7 @@ NOUNS: dict[str, Test] = {
 def resolve(selector: Any, anatomy: Anatomy, model: str = "the model") -> tuple[Site, ...]:
     """The sites a `surgery.language.selector.Selector` names, in graph order.
 
-    Raises SurgeryError: S104 when nothing matches (with what there is, and the nearest name), S105 for a layer that
+    Raises SurgeryError: S104 when nothing matches (with what there is, and the nearest name), S304 for a layer that
     is not there.
     """
     noun = " ".join(selector.noun)
@@ -74,7 +74,7 @@ def _lies_in(part: Any, site: Site, anatomy: Anatomy, selector: Any) -> bool:
         return fnmatchcase(site.path, part.glob or "*") or fnmatchcase(site.path, f"{part.glob}.*")
     raise SurgeryError(
         f"a selector cannot lie in `{noun}`",
-        code="S106",
+        code="S305",
         span=selector.span,
         help='say where with `in layers 4..11`, `except layer 7` or `in module "blocks.3"`',
     )
@@ -89,7 +89,7 @@ def _layers(part: Any, anatomy: Anatomy, selector: Any) -> set[int]:
     if absent:
         raise SurgeryError(
             f"there is no layer {absent[0]}",
-            code="S105",
+            code="S304",
             span=selector.span,
             notes=[f"layers 0..{depth - 1} are there"],
             help=f"name layers from 0 to {depth - 1}, or from the end with -1",

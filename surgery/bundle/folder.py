@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from surgery.diagnostics import BundleError
 if sys.platform != "win32":
     import fcntl
 
+PROCESS = re.compile(r"\.(?:writing|replaced)-(\d+)-[^-]*$")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -59,7 +61,9 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise BundleError(
-            f"`{folder}` exists", code=EXISTS, help="choose another folder, or say that it may be overwritten"
+            f"`{folder}` exists",
+            code=EXISTS,
+            help="choose another folder, or replace it with `--overwrite` (in Python `overwrite=True`)",
         )
     if not folder.is_dir():
         raise BundleError(f"`{folder}` is not a folder", code=EXISTS, help="choose another place for the bundle")
@@ -109,10 +113,13 @@ def _clean(folder: Path) -> None:
 
 
 def _alive(name: str) -> bool:
-    process = name.rpartition("ing-" if "writing-" in name else "replaced-")[2].partition("-")[0]
+    """Whether the process that wrote here still runs; its number is in the folder's name."""
+    found = PROCESS.search(name)
+    if not found:
+        return False
     try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
+        os.kill(int(found[1]), 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -54,11 +54,20 @@ def _run(graph_module: GraphModule, step: Pass) -> None:
     step.run(graph_module)
     graph_module.graph.lint()
     changed = [node for node in graph_module.graph.nodes if before.get(node.name) != _signature(graph_module, node)]
+    for node in changed:
+        _own(node)
     mark = Provenance(step.clause, step.place, step.name)
     for node in [*changed, *refresh(graph_module, changed)]:
         stamp(node, mark)
     graph_module.recompile()
     _hold(step, "ensures", step.ensures(graph_module))
+
+
+def _own(node: Node) -> None:
+    """A node a pass made belongs where its first input does."""
+    sources = [source for source in node.all_input_nodes if "nn_module_stack" in source.meta]
+    if "nn_module_stack" not in node.meta and sources:
+        node.meta["nn_module_stack"] = sources[0].meta["nn_module_stack"]
 
 
 def _hold(step: Pass, what: str, reason: str | None) -> None:

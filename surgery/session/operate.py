@@ -115,7 +115,7 @@ def operate(
     except SurgeryError as error:
         error.report = document
         raise
-    return Result(rewritten, prepared.plan, document, _manifest(prepared, choices, document))
+    return Result(rewritten, prepared.plan, document, _manifest(prepared, document))
 
 
 def _run(prepared: Prepared, choices: list[Choice | None], which: str, after: Observer | None = None) -> GraphModule:
@@ -204,9 +204,11 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _manifest(prepared: Prepared, choices: list[Choice | None], document: dict[str, Any]) -> dict[str, Any]:
+def _manifest(prepared: Prepared, document: dict[str, Any]) -> dict[str, Any]:
     """Where the bundle came from: all that is needed to make it again, and nothing the clock decides."""
+    diffusion = prepared.model.diffusion
     return {
+        "diffusion": diffusion.document() if diffusion else None,
         "model": document["model"],
         "data": document.get("data"),
         "seed": document["seed"],

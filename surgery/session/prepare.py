@@ -13,7 +13,7 @@ from surgery.anatomy import inspect as inspect_model
 from surgery.anatomy.capture import Inputs
 from surgery.anatomy.selectors import resolve
 from surgery.check import Program, check
-from surgery.diagnostics import SurgeryError
+from surgery.diagnostics import Source, SurgeryError
 from surgery.language import Spec, format
 from surgery.models import LoadedModel, open_model
 from surgery.plan.fingerprint import fingerprint, tensors_of
@@ -21,7 +21,7 @@ from surgery.plan.plan import Match, Plan
 from surgery.plan.size import size_of
 from surgery.targets.schedule import Schedule
 
-SpecLike = Spec | str | PathLike[str]
+SpecLike = Spec | Source | str | PathLike[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def _open(
         if example_inputs is None:
             raise SurgeryError(
                 "a module comes without example inputs",
-                code="S208",
+                code="S320",
                 help="pass example_inputs, a tuple or a dict of tensors that the module can be called with",
             )
         return LoadedModel(type(model).__name__, model.eval(), named(model, example_inputs))
@@ -129,7 +129,7 @@ def _open(
     if program.model is None:
         raise SurgeryError(
             "no model is named",
-            code="S209",
+            code="S321",
             help="write `model zoo:digits-dit` into the spec, or name one: `--model zoo:digits-dit`",
         )
     return open_model(str(program.model.reference), weights=weights)

@@ -42,7 +42,7 @@ def find_embeddings(graph_module: GraphModule, conditioning: tuple[Conditioning,
 
 def _site(node: Node, weight: Node, role: str) -> Embedding:
     rows, size = shape(weight)[-2:]
-    path = owner(node) if node.target == aten.embedding.default else weight.target.rpartition(".")[0]
+    path = owner(node) if node.target == aten.embedding.default else weight.target.removesuffix(".weight")
     return Embedding(kind="embedding", path=path, nodes=(node,), role=role, rows=rows, width=size, table=weight.target)
 
 
