@@ -5,6 +5,7 @@ from surgery.compensation.criteria import activation, effect, magnitude, random,
 from surgery.compensation.greedy import Selection, consumer_gram, greedy
 from surgery.compensation.grid import Grid
 from surgery.compensation.least_squares import Compensated, least_squares, split, unchanged
+from surgery.compensation.match import Matched, match
 from surgery.compensation.moments import Moments
 from surgery.compensation.refit import Refit, refit
 
@@ -12,6 +13,7 @@ __all__ = [
     "Compensated",
     "Conditioning",
     "Grid",
+    "Matched",
     "Moments",
     "Refit",
     "Selection",
@@ -21,6 +23,7 @@ __all__ = [
     "greedy",
     "least_squares",
     "magnitude",
+    "match",
     "random",
     "ranking",
     "refit",
