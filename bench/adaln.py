@@ -88,9 +88,12 @@ def scene(size: str, batch: int, dtype: torch.dtype, shares: tuple[float, ...], 
         pruned = modulation(width, kept, depth, batch, dtype, device)
         for way, run in pruned.ways(packing).items():
             row = f"{label} kept, {way}"
+            drawn = dtype == torch.bfloat16 and label.startswith("34%")
             candidates[row] = run
             facts = {"size": size, "dtype": str(dtype), "batch": batch, "width": width, "kept": kept, "way": way}
-            cases.append(Case(f"{title}, {row}", row, row, peers, facts | {"like_for_like": f"dense {way}"}))
+            cases.append(
+                Case(f"{title}, {row}", row, row, peers, facts | {"like_for_like": f"dense {way}", "drawn": drawn})
+            )
     return Scene(title, candidates, tuple(cases))
 
 
