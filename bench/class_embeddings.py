@@ -46,28 +46,30 @@ class Run:
 
 def runs(model: str, samples: int, seeds: range, shares: tuple[str, ...]) -> Iterator[Run]:
     """Dense once per seed, then every way at every share."""
+    from surgery.anatomy import inspect
     from surgery.models import open_model
     from surgery.models.data import open_data
     from surgery.verify.quality import DiffusionQuality
 
     opened = open_model(model)
     data = open_data(opened.default_data or "digits", opened)
+    anatomy = inspect(opened.module, opened.example_inputs)
     for seed in seeds:
         meter = DiffusionQuality(opened, data, samples=samples, seed=seed)
         dense = meter.measure(opened.module).metrics
         yield Run("dense", "0%", seed, dense["accuracy"], dense["frechet"], 1.0)
         for share in shares:
             for way, text in WAYS.items():
-                found = meter.measure(rewritten(opened, text.format(share=share, seed=seed))).metrics
+                found = meter.measure(rewritten(opened, anatomy, text.format(share=share, seed=seed))).metrics
                 yield Run(way, share, seed, found["accuracy"], found["frechet"], found["frechet"] / dense["frechet"])
 
 
-def rewritten(model: Any, clause: str) -> Any:
+def rewritten(model: Any, anatomy: Any, clause: str) -> Any:
     """The module a clause makes of a model, unmeasured."""
     from surgery.session import prepare
     from surgery.session.rewrite import rewrite
 
-    return rewrite(prepare(clause, model))
+    return rewrite(prepare(clause, model, anatomy=anatomy))
 
 
 def summarised(found: list[Run], model: str) -> list[dict[str, Any]]:

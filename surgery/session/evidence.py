@@ -10,8 +10,8 @@ from torch.fx import GraphModule
 
 from surgery.anatomy.capture import Inputs, call, with_batch
 from surgery.models.data import open_data
-from surgery.passes.runner import run_passes
 from surgery.session.prepare import Prepared
+from surgery.session.rewrite import rewrite
 from surgery.verify.measurement import BETTER, Measurement
 from surgery.verify.memory import peak_memory
 from surgery.verify.quality import STEPS, quality
@@ -85,13 +85,8 @@ def control_rows(prepared: Prepared, evidence: Evidence, before: Measurement) ->
 
 
 def _variant(prepared: Prepared, changes: dict[str, Any]) -> GraphModule:
-    graph_module = prepared.anatomy.graph_module
-    passes = []
-    for work in prepared.works:
-        changed = replace(work, options=replace(work.options, **changes))
-        choice = changed.choose(prepared.anatomy, prepared.schedule)
-        passes += changed.passes(graph_module, choice, prepared.schedule)
-    return run_passes(graph_module, passes)
+    works = tuple(replace(work, options=replace(work.options, **changes)) for work in prepared.works)
+    return rewrite(replace(prepared, works=works))
 
 
 def size_rows(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[str, dict[str, int]]:

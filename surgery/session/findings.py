@@ -7,14 +7,14 @@ from torch import Tensor
 
 from surgery.anatomy.graphs import attribute, weight_of
 from surgery.session.prepare import Prepared
-from surgery.targets.choice import Choice
+from surgery.session.rewrite import Choices
 from surgery.targets.conditional_grid import ConditionalGrid, conditional_grid
 from surgery.targets.tied import tied
 
 PER_CLASS = 8
 
 
-def embeddings_findings(prepared: Prepared, choices: list[Choice | None]) -> list[dict[str, Any]]:
+def embeddings_findings(prepared: Prepared, choices: Choices) -> list[dict[str, Any]]:
     """Class and time embeddings of every group of tied conditional vectors; of the first where they are many copies."""
     from surgery.analyses.embeddings import analyze_embeddings
 

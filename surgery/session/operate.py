@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from surgery import __version__
 from surgery.anatomy.capture import Inputs
 from surgery.diagnostics import SurgeryError
-from surgery.passes.runner import Observer, run_passes
+from surgery.passes.runner import Observer
 from surgery.session.evidence import (
     Evidence,
     Progress,
@@ -30,6 +30,7 @@ from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, prepare
 from surgery.session.requirements import judge, refuse_broken
 from surgery.session.result import Result
+from surgery.session.rewrite import Choices, choose, reference, rewrite
 from surgery.targets.choice import Choice
 
 FORMAT = "surgery.report/1"
@@ -97,10 +98,10 @@ def operate(
     if broken:
         raise SurgeryError(broken, code="S213", help="does the model run on these inputs? are its weights finite?")
     progress("choosing what stays", 0, 0)
-    choices = [work.choose(prepared.anatomy, prepared.schedule, progress) for work in prepared.works]
-    rewritten = _run(prepared, choices, "passes", after)
+    choices = choose(prepared, progress)
+    rewritten = rewrite(prepared, choices, after=after)
     document = _document(prepared, choices)
-    document["parity"] = parity(rewritten, _run(prepared, choices, "reference"), inputs) if prepared.works else []
+    document["parity"] = parity(rewritten, reference(prepared, choices), inputs) if prepared.works else []
     if prepared.works:
         evidence = open_evidence(prepared, data, progress)
         _measure(document, prepared, evidence, rewritten, controls=controls)
@@ -118,16 +119,6 @@ def operate(
     return Result(rewritten, prepared.plan, document, _manifest(prepared, document))
 
 
-def _run(prepared: Prepared, choices: list[Choice | None], which: str, after: Observer | None = None) -> GraphModule:
-    graph_module = prepared.anatomy.graph_module
-    passes = [
-        step
-        for work, choice in zip(prepared.works, choices, strict=True)
-        for step in getattr(work, which)(graph_module, choice, prepared.schedule)
-    ]
-    return run_passes(graph_module, passes, after=after)
-
-
 def _measure(document: dict, prepared: Prepared, evidence: Evidence, rewritten: GraphModule, *, controls: bool) -> None:
     before = evidence.measure(prepared.model.module, "the original")
     now = evidence.measure(rewritten, "the rewritten model")
@@ -141,13 +132,13 @@ def _measure(document: dict, prepared: Prepared, evidence: Evidence, rewritten: 
         document["findings"] += [found] if found else []
 
 
-def _findings(prepared: Prepared, choices: list[Choice | None]) -> list[dict[str, Any]]:
+def _findings(prepared: Prepared, choices: Choices) -> list[dict[str, Any]]:
     wanted = any(operation.verb == "analyze" for operation in prepared.program.operations)
     shared = any(choice is not None for choice in choices)
     return embeddings_findings(prepared, choices) if wanted or shared else []
 
 
-def _document(prepared: Prepared, choices: list[Choice | None]) -> dict[str, Any]:
+def _document(prepared: Prepared, choices: Choices) -> dict[str, Any]:
     plan = prepared.plan
     settings = prepared.program.data.settings if prepared.program.data else {}
     actions = [_action(action.document(), choice) for action, choice in zip(plan.actions, choices, strict=True)]
@@ -179,7 +170,7 @@ def _action(document: dict[str, Any], choice: Choice | None) -> dict[str, Any]:
     return document | {"choice": document["choice"] | chosen | {"error": choice.chosen.error}}
 
 
-def _criteria(choices: list[Choice | None]) -> list[dict[str, Any]]:
+def _criteria(choices: Choices) -> list[dict[str, Any]]:
     """Candidates of the first cut; other copies are chosen the same way and stand in their actions."""
     first = next((choice for choice in choices if choice is not None), None)
     return [candidate.document(first.chosen) for candidate in first.candidates] if first else []
