@@ -85,8 +85,10 @@ def control_rows(prepared: Prepared, evidence: Evidence, before: Measurement) ->
 
 
 def _variant(prepared: Prepared, changes: dict[str, Any]) -> GraphModule:
-    works = tuple(replace(work, options=replace(work.options, **changes)) for work in prepared.works)
-    return rewrite(replace(prepared, works=works))
+    """The cuts with other options; those of another operation than the first stay as they are."""
+    kind = type(prepared.works[0])
+    works = [replace(w, options=replace(w.options, **changes)) if type(w) is kind else w for w in prepared.works]
+    return rewrite(replace(prepared, works=tuple(works)))
 
 
 def size_rows(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[str, dict[str, int]]:
