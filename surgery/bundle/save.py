@@ -21,6 +21,7 @@ from surgery.bundle.files import (
 )
 from surgery.bundle.folder import written_whole
 from surgery.bundle.graph import write_graph
+from surgery.bundle.module import LoadedModule
 from surgery.bundle.parse import read_graph
 from surgery.bundle.tensors import collect, entries
 from surgery.bundle.weights import write_tensors
@@ -54,7 +55,7 @@ def save(
     texts = {GRAPH: write_graph(graph_module, table, home), SPEC: spec, PAGE: report_html}
     texts[REPORT] = json_text(report, REPORT) if report is not None else None
     # What is written is read back first: a bundle that cannot be loaded is never written.
-    read_graph(texts[GRAPH].encode(), home)
+    LoadedModule(read_graph(texts[GRAPH].encode(), home).graph, tensors, home)
     try:
         with written_whole(target, overwrite=overwrite) as staging:
             write_tensors(staging, tensors, table)

@@ -119,3 +119,12 @@ def test_a_fake_tensor_is_refused(tmp_path):
         graph.register_buffer("culprit", torch.zeros(2))
     with pytest.raises(BundleError, match="FakeTensor"):
         save(tmp_path / "b", graph, manifest={})
+
+
+def test_a_name_that_cannot_be_loaded_is_refused_when_saving(tmp_path):
+    """`code` is torch.fx's own: a module with a part of that name would save, and never load."""
+    graph = capture(nn.Linear(1, 1), torch.ones(2, 1))
+    graph._modules["code"] = nn.Linear(1, 1)
+    with pytest.raises(BundleError, match=r"no tensor can be named `code\.weight`"):
+        save(tmp_path / "b", graph, manifest={})
+    assert not (tmp_path / "b").exists()
