@@ -8,7 +8,6 @@ from torch import Tensor
 from surgery.compensation.conditioning import Activation, Conditioning
 
 REACH = 1e-3  # smallest singular value of h, relative to the largest, along which the time MLP's last layer moves
-SILENT = 1e-12  # share of the consumers' variance that directions left out of the targets may hold together
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ class Distance:
         return left / self.targets.square().sum()
 
 
-def principal(covariance: Tensor, gram: Tensor) -> Tensor:
-    """P [D, r]: the directions of the features that the consumers see, tr(Pᵀ G P) = tr(M G) but for a silent rest."""
+def principal(covariance: Tensor, gram: Tensor, silent: float) -> Tensor:
+    """P [D, r]: what the consumers see of the features, tr(Pᵀ G P) = tr(M G) but for a share below `silent`."""
     values, vectors = torch.linalg.eigh(gram)
     root = vectors * values.clamp(min=0).sqrt()
     power, mixing = torch.linalg.eigh(root.T @ covariance @ root)
-    heard = power.clamp(min=0).cumsum(0) > SILENT * power.sum()
+    heard = power.clamp(min=0).cumsum(0) > silent * power.sum()
     return root @ mixing[:, heard]
 
 

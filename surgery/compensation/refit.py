@@ -17,6 +17,7 @@ from surgery.compensation.moments import Moments
 
 STRIDE = 20  # iterations between two reports of progress
 ROUND = 60  # iterations on one draw of pairs, where the grid is too large to be taken whole
+SILENT = 1e-4  # share of the least-squares error that directions left out of the descent may hold together
 
 Progress = Callable[[int, float], None]
 
@@ -45,7 +46,7 @@ def refit(
     *,
     importance: Tensor | None = None,
     iterations: int = 600,
-    limit: int = 16384,
+    limit: int = 8192,
     ridge: float = 1e-8,
     seed: int = 0,
     seconds: float = math.inf,
@@ -67,7 +68,7 @@ def refit(
     moments = Moments.gather(conditioning.features())
     plain = least_squares(moments, weight, bias, keep, ridge=ridge, gram=gram)
     path = NarrowPath.of(conditioning, keep)
-    target = principal(moments.covariance, gram)
+    target = principal(moments.covariance, gram, SILENT * plain.error)
     penalty = ridge * float(moments.covariance.diagonal().mean())
     draw = torch.Generator().manual_seed(seed)
     end = time.monotonic() + seconds
