@@ -1,8 +1,12 @@
 """What all tests share: golden files, rewritten by `pytest --update-golden`."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# As the command line does: threads that spin while they wait slow a shared machine down. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_addoption(parser):

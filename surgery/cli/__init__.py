@@ -45,6 +45,8 @@ surgery apply specs/quickstart.surgery        cut it, prove it, save it
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
+    # Threads that spin while they wait make a shared machine five times slower; OpenMP reads this when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     gc.set_threshold(
         20_000, 20, 20
