@@ -1,6 +1,6 @@
 """`surgery apply SPEC --out FOLDER`: do it, prove it, save it."""
 
-import json
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -9,6 +9,9 @@ from typing import Any
 EXAMPLE = """
 surgery apply specs/quickstart.surgery --out build/quickstart
 surgery apply plan.json --out build/quickstart          just what was planned, or nothing
+
+A spec that only analyses leaves the model as it is: its bundle holds the report and the untouched model.
+`require latency` means one forward pass, eager, at batch 1; `require memory` the peak of one at batch 32.
 """
 
 
@@ -16,9 +19,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help="a .surgery or .yaml file, a plan's .json, or `-`")
     parser.add_argument("--model", metavar="MODEL", help="instead of the spec's own; may be module.path:factory")
     parser.add_argument("--data", metavar="DATA", help="instead of the spec's own")
-    parser.add_argument("-o", "--out", metavar="FOLDER", type=Path, help="where the bundle goes; without it none is saved")
+    parser.add_argument(
+        "-o", "--out", metavar="FOLDER", type=Path, help="where the bundle goes; without it none is saved"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    parser.add_argument("--locked", action="store_true", help="leave out what the clock measures: same inputs, same bytes")
+    parser.add_argument(
+        "--locked", action="store_true", help="leave out what the clock measures: same inputs, same bytes"
+    )
     parser.add_argument("--no-controls", action="store_true", help="do not measure the controls")
     parser.add_argument("--no-timing", action="store_true", help="do not measure latency and memory")
     parser.add_argument("--no-compile", action="store_true", help="do not measure latency under torch.compile")
@@ -30,7 +37,7 @@ def run(args: Namespace) -> int:
     from surgery.diagnostics import UnprovenError
     from surgery.session.operate import operate
 
-    _refuse_existing(args)
+    _refuse_place(args)
     prepared = _prepared(args)
     try:
         with bar(args) as progress:
@@ -50,28 +57,57 @@ def run(args: Namespace) -> int:
     if args.out:
         result.save(args.out, overwrite=args.overwrite, timings=not args.locked)
     _print(args, result.report)
+    if not (args.out or args.quiet or args.json):
+        print(f"to save the result: `surgery apply {args.spec} --out FOLDER`", file=sys.stderr)
     return 0
 
 
-def _refuse_existing(args: Namespace) -> None:
-    """Before minutes of work, not after."""
-    if args.out:
-        from surgery.bundle.folder import refuse_existing
+def _refuse_place(args: Namespace) -> None:
+    """A folder that is taken or cannot be made is told before minutes of work, not after."""
+    if not args.out:
+        return
+    from surgery.bundle.folder import refuse_existing, restore
+    from surgery.diagnostics import BundleError
 
-        refuse_existing(args.out, args.overwrite)
+    restore(args.out)
+    refuse_existing(args.out, args.overwrite)
+    above = next(folder for folder in Path(os.path.abspath(args.out)).parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "may not be written to" if above.is_dir() else "is not a folder"
+        raise BundleError(
+            f"cannot write the bundle `{args.out}`: `{above}` {reason}", code="S702", help="choose another folder"
+        )
 
 
 def _prepared(args: Namespace) -> Any:
     from surgery.cli.check import source
+    from surgery.session import prepare
+
+    if _is_plan(args.spec):
+        return _planned(Path(args.spec), args.model)
+    return prepare(source(args.spec), args.model)
+
+
+def _is_plan(name: str) -> bool:
+    """A JSON file may also be a spec in YAML's stead; a plan says that it is one in its first line or two."""
+    if not name.endswith(".json"):
+        return False
+    try:
+        with open(name, encoding="utf-8", errors="replace") as file:
+            return "surgery.plan/" in file.read(200)
+    except OSError:
+        return False
+
+
+def _planned(path: Path, model: str | None) -> Any:
+    """What was planned, or StalePlanError. A plan may come from a stranger: the model it names imports no code."""
+    from surgery.diagnostics import Source
     from surgery.plan.store import read_plan, refuse_stale
     from surgery.session import prepare
 
-    if not args.spec.endswith(".json"):
-        return prepare(source(args.spec), args.model)
-    from surgery.diagnostics import Source
-
-    saved = read_plan(Path(args.spec))
-    prepared = prepare(Source(args.spec, saved["spec"]), args.model or saved["model"]["reference"])
+    saved = read_plan(path)
+    reference = model or saved["model"]["reference"]
+    prepared = prepare(Source(f"{path}#spec", saved["spec"]), reference, allow_import=model is not None)
     refuse_stale(saved, prepared.plan)
     return prepared
 
@@ -89,10 +125,12 @@ def _printer(args: Namespace) -> Any:
 
 
 def _print(args: Namespace, report: dict) -> None:
+    from surgery.cli.terminal import console, print_json
+    from surgery.session.document import finite
+
     if args.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(finite(report))
         return
-    from surgery.cli.terminal import console
     from surgery.report.terminal import render
 
     render(report, console(args, sys.stdout))

@@ -16,9 +16,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from surgery.anatomy import inspect
     from surgery.cli.terminal import print_json
-    from surgery.models import open_model
+    from surgery.session.prepare import open_reference
 
-    opened = open_model(args.model, weights=False, allow_import=True)
+    opened = open_reference(args.model, weights=False)
     anatomy = inspect(opened.module, opened.example_inputs)
     chosen = tuple(site for site in anatomy.sites if args.kind in (None, site.kind))
     if not chosen:

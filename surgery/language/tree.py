@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from os.path import basename
 
 from surgery.diagnostics import Source, Span
 from surgery.language.quantities import UNITS, number_text
@@ -176,8 +177,8 @@ class Clause(Node):
 
     @property
     def place(self) -> str:
-        """`file:line:column`, or nothing for a clause made in Python."""
-        return self.span.place if self.span else ""
+        """`file:line:column` as documents keep it, without the file's folder; nothing for a clause made in Python."""
+        return basename(self.span.place) if self.span else ""
 
     def __str__(self) -> str:
         return " ".join(map(str, (self.verb, *self.pieces, *self.tails)))

@@ -1,20 +1,26 @@
 """Quality, controls, size, latency and memory of a rewritten model against the original, measured in one run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from surgery.anatomy.capture import Inputs, call, with_batch
-from surgery.models.data import open_data
-from surgery.session.prepare import Prepared
+from surgery.diagnostics import SurgeryError
+from surgery.models import LoadedModel
+from surgery.models.checkpoint import require_finite
+from surgery.models.data import Data, open_data
+from surgery.session.given import given_data
+from surgery.session.prepare import Prepared, pointing_at
+from surgery.session.requirements import CLOCKED, SIZES
 from surgery.session.rewrite import rewrite
 from surgery.verify.measurement import BETTER, Measurement
 from surgery.verify.memory import peak_memory
-from surgery.verify.quality import STEPS, quality
+from surgery.verify.outputs import tensors_of
+from surgery.verify.quality import STEPS, DiffusionQuality, OutputQuality, quality
 from surgery.verify.size import size
 from surgery.verify.timing import latency
 
@@ -29,23 +35,35 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Opened data and how quality is measured on it."""
+    """Opened data and how quality is measured on it. `reference` opens the data again; None where it was handed over."""
 
-    meter: Any
+    meter: DiffusionQuality | OutputQuality
     sha256: str
-    reference: str
+    reference: str | None
     progress: Progress
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `measure` and a comparison will give."""
+        if isinstance(self.meter, OutputQuality):
+            return ("output error", "output cosine")
+        judged = ("accuracy", "frechet")[: self.meter.samples] if self.meter.data.judge else ()
+        return ("denoising loss", *judged, "paired error")
 
     def measure(self, module: Any, name: str) -> Measurement:
         return self.meter.measure(module, lambda done, total: self.progress(f"measuring {name}", done, total))
 
 
-def open_evidence(prepared: Prepared, data: str | None, progress: Progress) -> Evidence:
-    """The data of the spec, of the call, of the model, or noise, in this order of standing: call, spec, model."""
-    clause = prepared.program.data
-    settings = clause.settings if clause else {}
-    reference = data or (str(clause.reference) if clause else None) or prepared.model.default_data or "noise"
-    opened = open_data(reference, prepared.model, **settings)
+def open_evidence(prepared: Prepared, data: str | Mapping[str, Tensor] | None, progress: Progress) -> Evidence:
+    """The data of the call, of the spec, of the model, or noise: the first of these there is."""
+    settings, clause = prepared.settings, prepared.program.data
+    named = str(clause.reference) if clause else None
+    reference = data or named or prepared.model.default_data or "noise"
+    try:
+        _refuse_steps(prepared.model, settings.get("steps", 1))
+        opened = _opened(reference, prepared)
+    except SurgeryError as error:
+        raise pointing_at(error, clause.clause if clause and not data else None) from error
     meter = quality(
         prepared.model,
         opened,
@@ -53,7 +71,34 @@ def open_evidence(prepared: Prepared, data: str | None, progress: Progress) -> E
         seed=settings.get("seed", 0),
         steps=settings.get("steps", STEPS),
     )
-    return Evidence(meter, opened.sha256, reference, progress)
+    return Evidence(meter, opened.sha256, reference if isinstance(reference, str) else None, progress)
+
+
+def _opened(reference: str | Mapping[str, Tensor], prepared: Prepared) -> Data:
+    if isinstance(reference, str):
+        return open_data(reference, prepared.model, **prepared.settings)
+    return given_data(reference, prepared.model)
+
+
+def _refuse_steps(model: LoadedModel, steps: int) -> None:
+    if model.diffusion and steps > model.diffusion.length:
+        raise SurgeryError(
+            f"steps={steps}: {model.reference} has {model.diffusion.length} noise levels",
+            code="S212",
+            help=f"sample in at most {model.diffusion.length} steps; 25 are the default",
+        )
+
+
+def measurable(evidence: Evidence | None, *, timing: bool) -> tuple[str, ...]:
+    """The metrics that will be measured, known before any of them is."""
+    return (*(evidence.metrics if evidence else ()), *SIZES, *(CLOCKED if timing else ()))
+
+
+def unmeasured(evidence: Evidence | None, *, timing: bool) -> dict[str, str]:
+    """Why a metric will not be measured, where that is a choice of the caller."""
+    if evidence is None:
+        return dict.fromkeys((*BETTER, "loss", *CLOCKED), "this spec only analyses: the model stays as it is")
+    return {} if timing else dict.fromkeys(CLOCKED, "the clock is not looked at: --no-timing or --locked, timing=False")
 
 
 def quality_rows(evidence: Evidence, before: Measurement, after: Measurement) -> list[dict[str, Any]]:
@@ -122,11 +167,15 @@ def memory_row(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[st
     }
 
 
-def refuse_nan(module: nn.Module, inputs: Inputs) -> str | None:
-    """The reason why a model's outputs prove nothing, or None."""
-    from surgery.verify.outputs import tensors_of
-
+def refuse_unsound(model: LoadedModel) -> None:
+    """Raise where nothing could be proven: S204 for weights that are not finite, S213 for such outputs."""
+    require_finite(model.module.state_dict(), model.reference)
     with torch.no_grad():
-        outputs = tensors_of(call(module, with_batch(inputs, at_least=2)))
-    bad = any(not torch.isfinite(tensor).all() for tensor in outputs if tensor.is_floating_point())
-    return "the model's outputs on the example inputs are not finite" if bad else None
+        outputs = tensors_of(call(model.module, with_batch(model.example_inputs, at_least=2)))
+    if any(output.is_floating_point() and not torch.isfinite(output).all() for output in outputs):
+        raise SurgeryError(
+            f"the outputs of {model.reference} on its example inputs are not finite",
+            code="S213",
+            notes=["its weights are"],
+            help="give example inputs of the size it was trained on; a float16 model may need bfloat16 or float32",
+        )

@@ -1,47 +1,44 @@
 """The whole path: plan, choose, rewrite, prove, report."""
 
 import os
-import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from surgery import __version__
 from surgery.anatomy.capture import Inputs
-from surgery.diagnostics import SurgeryError
 from surgery.passes.runner import Observer
+from surgery.session.document import manifest, new_report
 from surgery.session.evidence import (
     Evidence,
     Progress,
     control_rows,
     latency_rows,
+    measurable,
     memory_row,
     open_evidence,
     quality_rows,
-    refuse_nan,
+    refuse_unsound,
     silent,
     size_rows,
+    unmeasured,
 )
 from surgery.session.findings import embeddings_findings, samples_finding
 from surgery.session.parity import parity
-from surgery.session.prepare import Prepared, SpecLike, prepare
-from surgery.session.requirements import judge, refuse_broken
+from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
+from surgery.session.requirements import judge, refuse_broken, refuse_unmeasurable
 from surgery.session.result import Result
 from surgery.session.rewrite import Choices, choose, reference, rewrite
-from surgery.targets.choice import Choice
-
-FORMAT = "surgery.report/1"
 
 
 def compile(
-    model: nn.Module | str,
+    model: nn.Module | str | None,
     spec: SpecLike,
     *,
     example_inputs: Inputs | None = None,
-    data: str | None = None,
+    data: str | Mapping[str, Tensor] | None = None,
     controls: bool = True,
     timing: bool = True,
     compiled: bool = True,
@@ -50,10 +47,10 @@ def compile(
 ) -> Result:
     """Operate on a model as a spec says, and prove it.
 
-    model           an nn.Module with `example_inputs`, or a reference such as `zoo:digits-dit`
+    model           an nn.Module with `example_inputs`, or a reference such as `zoo:digits-dit`; None: the spec's own
     spec            text, a file, or a parsed Spec
     example_inputs  a tuple (positional) or dict (keyword) of tensors, the batch first
-    data            overrides the spec's data reference
+    data            instead of the spec's: a reference such as `digits`, or the model's inputs by name, [N, ..] each
     controls        measure the controls beside it; `timing` latency and memory; `compiled` also under torch.compile
     after           called with each pass and the graph behind it
     progress        called with (stage, done, total); total 0 where it is not known
@@ -61,19 +58,29 @@ def compile(
     Raises SurgeryError for faults of spec, model or plan, UnprovenError where a proof or a `require` does not hold;
     its `report` then holds what was measured. The model given is left as it was.
     """
-    prepared = prepare(spec, model, example_inputs=example_inputs)
-    return operate(
-        prepared, data=data, controls=controls, timing=timing, compiled=compiled, after=after, progress=progress
-    )
+    with in_eval_mode(model):
+        prepared = prepare(spec, model, example_inputs=example_inputs)
+        return operate(
+            prepared, data=data, controls=controls, timing=timing, compiled=compiled, after=after, progress=progress
+        )
 
 
 def apply(
-    spec: SpecLike, out: str | os.PathLike[str] | None = None, *, model: str | None = None, **options: Any
+    spec: SpecLike,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    model: nn.Module | str | None = None,
+    overwrite: bool = False,
+    **options: Any,
 ) -> Result:
-    """`compile` with the spec's own model, and the bundle written to `out`."""
+    """`compile` with the spec's own model, and the bundle written to `out`, which is refused first if it is taken."""
+    if out is None:
+        return compile(model, spec, **options)
+    from surgery.bundle.folder import refuse_existing
+
+    refuse_existing(Path(out), overwrite)
     result = compile(model, spec, **options)
-    if out is not None:
-        result.save(out)
+    result.save(out, overwrite=overwrite)
     return result
 
 
@@ -85,125 +92,49 @@ def analyze(model: nn.Module | str, spec: SpecLike = "analyze embeddings", **opt
 def operate(
     prepared: Prepared,
     *,
-    data: str | None = None,
+    data: str | Mapping[str, Tensor] | None = None,
     controls: bool = True,
     timing: bool = True,
     compiled: bool = True,
     after: Observer | None = None,
     progress: Progress = silent,
 ) -> Result:
-    """The path from a Prepared on; see `compile`."""
-    original, inputs = prepared.model.module, prepared.model.example_inputs
-    broken = refuse_nan(original, inputs)
-    if broken:
-        raise SurgeryError(broken, code="S213", help="does the model run on these inputs? are its weights finite?")
+    """The path from a Prepared on; see `compile`. A spec that only analyses changes nothing and measures size alone."""
+    original, inputs, requires = prepared.model.module, prepared.model.example_inputs, prepared.program.requires
+    refuse_unsound(prepared.model)
+    evidence = open_evidence(prepared, data, progress) if prepared.works else None
+    timing = timing and evidence is not None
+    refuse_unmeasurable(requires, measurable(evidence, timing=timing), unmeasured(evidence, timing=timing))
     progress("choosing what stays", 0, 0)
     choices = choose(prepared, progress)
     rewritten = rewrite(prepared, choices, after=after)
-    document = _document(prepared, choices)
-    document["parity"] = parity(rewritten, reference(prepared, choices), inputs) if prepared.works else []
-    if prepared.works:
-        evidence = open_evidence(prepared, data, progress)
-        _measure(document, prepared, evidence, rewritten, controls=controls)
-        document["size"] = size_rows(original, rewritten, inputs)
-        if timing:
-            document["latency"] = latency_rows(original, rewritten, inputs, progress, compiled=compiled)
-            document["memory"] = memory_row(original, rewritten, inputs)
-    document["findings"] = _findings(prepared, choices) + document["findings"]
-    document["requirements"] = judge(prepared.program.requires, document)
-    try:
-        refuse_broken(document, prepared.program.requires)
-    except SurgeryError as error:
-        error.report = document
-        raise
-    return Result(rewritten, prepared.plan, document, _manifest(prepared, document))
+    report = new_report(prepared, choices)
+    report["size"] = size_rows(original, rewritten, inputs)
+    if evidence:
+        report["parity"] = parity(rewritten, reference(prepared, choices), inputs)
+        _measure(report, prepared, evidence, rewritten, controls=controls)
+    if timing:
+        report["latency"] = latency_rows(original, rewritten, inputs, progress, compiled=compiled)
+        report["memory"] = memory_row(original, rewritten, inputs)
+    report["findings"] = _findings(prepared, choices) + report["findings"]
+    report["requirements"] = judge(requires, report)
+    refuse_broken(report, requires)
+    return Result(rewritten, prepared.plan, report, manifest(prepared, report), prepared.program.spec)
 
 
-def _measure(document: dict, prepared: Prepared, evidence: Evidence, rewritten: GraphModule, *, controls: bool) -> None:
+def _measure(report: dict, prepared: Prepared, evidence: Evidence, rewritten: GraphModule, *, controls: bool) -> None:
     before = evidence.measure(prepared.model.module, "the original")
     now = evidence.measure(rewritten, "the rewritten model")
-    document["data"] = {"reference": evidence.reference, "sha256": evidence.sha256}
-    document["quality"] = quality_rows(evidence, before, now)
-    document["notes"] += [f"{name} is not measured: {why}" for name, why in now.absent.items()]
+    report["data"] = {"reference": evidence.reference, "sha256": evidence.sha256}
+    report["quality"] = quality_rows(evidence, before, now)
+    report["notes"] += [f"{name} is not measured: {why}" for name, why in now.absent.items()]
     if controls:
-        document["controls"] = control_rows(prepared, evidence, before)
+        report["controls"] = control_rows(prepared, evidence, before)
     if prepared.model.diffusion:
         found = samples_finding(before, now, prepared.model.diffusion.classes)
-        document["findings"] += [found] if found else []
+        report["findings"] += [found] if found else []
 
 
 def _findings(prepared: Prepared, choices: Choices) -> list[dict[str, Any]]:
-    wanted = any(operation.verb == "analyze" for operation in prepared.program.operations)
     shared = any(choice is not None for choice in choices)
-    return embeddings_findings(prepared, choices) if wanted or shared else []
-
-
-def _document(prepared: Prepared, choices: Choices) -> dict[str, Any]:
-    plan = prepared.plan
-    settings = prepared.program.data.settings if prepared.program.data else {}
-    actions = [_action(action.document(), choice) for action, choice in zip(plan.actions, choices, strict=True)]
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "model": {"reference": plan.model, "fingerprint": plan.fingerprint, "files": dict(prepared.model.files)},
-        "spec": plan.spec,
-        "seed": settings.get("seed", 0),
-        "device": _device(prepared.model.module),
-        "selectors": [match.document() for match in plan.matches],
-        "actions": actions,
-        "criteria": _criteria(choices),
-        "parity": [],
-        "quality": [],
-        "controls": [],
-        "size": {},
-        "requirements": [],
-        "findings": [],
-        "notes": list(plan.notes),
-        "bundle": None,
-    }
-
-
-def _action(document: dict[str, Any], choice: Choice | None) -> dict[str, Any]:
-    if choice is None:
-        return document
-    chosen = {"by": choice.chosen.by, "compensate": choice.chosen.compensate, "kept": choice.keep.tolist()}
-    return document | {"choice": document["choice"] | chosen | {"error": choice.chosen.error}}
-
-
-def _criteria(choices: Choices) -> list[dict[str, Any]]:
-    """Candidates of the first cut; other copies are chosen the same way and stand in their actions."""
-    first = next((choice for choice in choices if choice is not None), None)
-    return [candidate.document(first.chosen) for candidate in first.candidates] if first else []
-
-
-def _device(module: nn.Module) -> dict[str, Any]:
-    tensor = next(module.parameters(), torch.zeros(()))
-    on_gpu = tensor.device.type == "cuda"
-    return {
-        "name": torch.cuda.get_device_name(tensor.device) if on_gpu else _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-    }
-
-
-def _processor() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _manifest(prepared: Prepared, document: dict[str, Any]) -> dict[str, Any]:
-    """Where the bundle came from: all that is needed to make it again, and nothing the clock decides."""
-    diffusion = prepared.model.diffusion
-    return {
-        "diffusion": diffusion.document() if diffusion else None,
-        "model": document["model"],
-        "data": document.get("data"),
-        "seed": document["seed"],
-        "actions": document["actions"],
-        "kernels": [],
-        "selectors": document["selectors"],
-    }
+    return embeddings_findings(prepared, choices) if prepared.analyses or shared else []

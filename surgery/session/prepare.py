@@ -1,7 +1,9 @@
 """A spec and a model brought together: what is matched, what will be cut, before any weight is read."""
 
 import inspect as signatures
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -12,6 +14,7 @@ from surgery.anatomy import Anatomy
 from surgery.anatomy import inspect as inspect_model
 from surgery.anatomy.capture import Inputs
 from surgery.anatomy.selectors import resolve
+from surgery.anatomy.site import Site
 from surgery.check import Program, check
 from surgery.diagnostics import Source, SurgeryError
 from surgery.language import Spec, format
@@ -21,6 +24,8 @@ from surgery.plan.plan import Match, Plan
 from surgery.plan.size import size_of
 from surgery.targets.schedule import Schedule
 
+ANALYZE = "analyze"
+"""The verb whose clauses only look."""
 SpecLike = Spec | Source | str | PathLike[str]
 
 
@@ -34,6 +39,16 @@ class Prepared:
     works: tuple[Any, ...]
     matches: tuple[Match, ...]
     schedule: Schedule | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the spec's `data` clause: samples, seed, steps, …"""
+        return self.program.data.settings if self.program.data else {}
+
+    @property
+    def analyses(self) -> tuple[Any, ...]:
+        """What is only looked at."""
+        return tuple(one for one in self.program.operations if one.verb == ANALYZE)
 
     @property
     def plan(self) -> Plan:
@@ -60,6 +75,20 @@ def inspect(model: nn.Module, example_inputs: Inputs) -> Anatomy:
     return inspect_model(model, named(model, example_inputs))
 
 
+@contextmanager
+def in_eval_mode(model: Any) -> Iterator[None]:
+    """A module is in eval mode inside the block, each part of it as it was behind; anything else is left alone."""
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [part.training for part in parts]
+    try:
+        for part in parts:
+            part.training = False
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
 def plan(model: nn.Module | str, spec: SpecLike, *, example_inputs: Inputs | None = None) -> Plan:
     """What a spec would do to a model. No weights are needed: modules on the meta device do, references load none."""
     return prepare(spec, model, example_inputs=example_inputs, weights=False).plan
@@ -81,15 +110,13 @@ def prepare(
     """
     program = check(spec)
     opened = _open(program, model, example_inputs, weights, allow_import)
-    anatomy = anatomy or inspect_model(opened.module, opened.example_inputs)
+    anatomy = inspect_model(opened.module, opened.example_inputs)
     works, matches = [], []
     for operation in program.operations:
-        if getattr(operation, "target", None) is None:
+        sites = _sites(operation, anatomy, opened.reference)
+        if sites is None:
             continue
-        sites = resolve(operation.target, anatomy, opened.reference)
-        matches.append(
-            Match(operation.target.text or str(operation.target), _place(operation), tuple(_tell(s) for s in sites))
-        )
+        matches.append(_match(operation, sites))
         if hasattr(operation, "plan"):
             works += operation.plan(anatomy, sites)
     settings = program.data.settings if program.data else {}
@@ -97,15 +124,26 @@ def prepare(
     return Prepared(program, opened, anatomy, tuple(works), tuple(matches), schedule)
 
 
+def open_reference(reference: str, *, weights: bool = True, allow_import: bool = True) -> LoadedModel:
+    """`open_model`, with example inputs for sure. Errors: S2xx, S320 where a factory brings none."""
+    opened = open_model(reference, weights=weights, allow_import=allow_import)
+    if not opened.example_inputs:
+        raise _no_inputs(f"`{reference}`", "return (module, example_inputs) from the factory")
+    return opened
+
+
 def named(module: nn.Module, inputs: Inputs) -> Inputs:
-    """Positional example inputs by the names of `forward`, where it names its arguments."""
-    if isinstance(inputs, dict) or not isinstance(inputs, tuple | list):
+    """Example inputs by the names of `forward`, in its order, where it names its arguments."""
+    parameters = signatures.signature(module.forward).parameters
+    if isinstance(inputs, Mapping):
+        known = [name for name in parameters if name in inputs]
+        return {name: inputs[name] for name in (*known, *(name for name in inputs if name not in known))}
+    if not isinstance(inputs, tuple | list):
         return inputs
-    parameters = list(signatures.signature(module.forward).parameters.values())
-    plain = (signatures.Parameter.POSITIONAL_OR_KEYWORD,)
-    if len(inputs) > len(parameters) or any(p.kind not in plain for p in parameters[: len(inputs)]):
+    plain = [p.name for p in parameters.values() if p.kind is signatures.Parameter.POSITIONAL_OR_KEYWORD]
+    if plain[: len(inputs)] != list(parameters)[: len(inputs)] or len(inputs) > len(plain):
         return tuple(inputs)
-    return {parameter.name: value for parameter, value in zip(parameters, inputs, strict=False)}
+    return dict(zip(plain, inputs, strict=False))
 
 
 def _open(
@@ -118,22 +156,56 @@ def _open(
     if isinstance(model, LoadedModel):
         return model
     if isinstance(model, nn.Module):
-        if example_inputs is None:
-            raise SurgeryError(
-                "a module comes without example inputs",
-                code="S320",
-                help="pass example_inputs, a tuple or a dict of tensors that the module can be called with",
+        if not example_inputs:
+            raise _no_inputs(
+                f"this {type(model).__name__}",
+                "pass example_inputs, a tuple or a dict of tensors that the module can be called with",
             )
-        return LoadedModel(type(model).__name__, model.eval(), named(model, example_inputs))
+        return LoadedModel(type(model).__name__, model, named(model, example_inputs))
     if model is not None:
-        return open_model(str(model), weights=weights, allow_import=allow_import)
+        return open_reference(str(model), weights=weights, allow_import=allow_import)
     if program.model is None:
         raise SurgeryError(
             "no model is named",
             code="S321",
             help="write `model zoo:digits-dit` into the spec, or name one: `--model zoo:digits-dit`",
         )
-    return open_model(str(program.model.reference), weights=weights)
+    try:
+        return open_reference(str(program.model.reference), weights=weights, allow_import=False)
+    except SurgeryError as error:
+        raise pointing_at(error, program.model.clause) from error
+
+
+def _no_inputs(what: str, help: str) -> SurgeryError:
+    return SurgeryError(f"{what} comes without example inputs", code="S320", help=help)
+
+
+def pointing_at(error: SurgeryError, clause: Any) -> SurgeryError:
+    """The same error at the clause that named what is wrong."""
+    if clause is None or any(one.span for one in error.diagnostics):
+        return error
+    return type(error)(diagnostics=[replace(one, span=clause.span) for one in error.diagnostics])
+
+
+def _sites(operation: Any, anatomy: Anatomy, model: str) -> tuple[Site, ...] | None:
+    """What an operation is about: what its selector names; None for one that has no selector."""
+    target = getattr(operation, "target", None)
+    if target is None and operation.verb != ANALYZE:
+        return None
+    sites = resolve(target, anatomy, model) if target else anatomy.of_kind("conditioning")
+    if operation.verb == ANALYZE and {site.kind for site in sites} != {"conditioning"}:
+        raise SurgeryError(
+            f"nothing to analyze: {f'`{target.text or target}`' if target else model} has no class embeddings",
+            code="S104",
+            span=operation.clause.span if operation.clause else None,
+            help=f"`surgery sites {model}` lists what there is",
+        )
+    return sites if target else None
+
+
+def _match(operation: Any, sites: tuple[Site, ...]) -> Match:
+    place = operation.clause.place if operation.clause else ""
+    return Match(operation.target.text or str(operation.target), place, tuple(map(_tell, sites)))
 
 
 def _schedule(model: LoadedModel, steps: int | None) -> Schedule | None:
@@ -144,10 +216,6 @@ def _schedule(model: LoadedModel, steps: int | None) -> Schedule | None:
 
     times = diffusion.time_input(torch.arange(diffusion.length))
     return Schedule(times, diffusion.time_input(diffusion.sampling_steps(min(steps or STEPS, diffusion.length))))
-
-
-def _place(operation: Any) -> str:
-    return operation.clause.place if operation.clause else ""
 
 
 def _tell(site: Any) -> str:

@@ -1,77 +1,113 @@
-"""What the spec demands, held against what was measured."""
+"""What the spec demands, held against what was measured.
 
-from collections.abc import Iterable
+`loss` is the denoising loss where that is measured, else the output error. `latency` is of one forward pass, eager,
+at batch 1, the median of interleaved runs. `memory` is the peak of a forward pass at batch 32, `size` is bytes of
+parameters, `flops` are per sample.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from surgery.diagnostics import Diagnostic, SurgeryError, UnprovenError
+from surgery.diagnostics import Diagnostic, SpecError, UnprovenError
 
 LOSSES = ("denoising loss", "output error")
-"""What `loss` means: the first of these that was measured."""
+SIZES = {"parameters": "parameters", "size": "bytes", "flops": "flops"}
+CLOCKED = ("latency", "memory")
+COMPARISONS = ("paired error", "output error")
+"""What is only a comparison with the original: it is 0 for the original itself."""
 
 
-def judge(requires: Iterable[Any], document: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per requirement: its text, what was measured, the limit, whether it holds.
+def refuse_unmeasurable(
+    requires: Iterable[Any], metrics: Collection[str], why: Mapping[str, str] | None = None
+) -> None:
+    """Before anything is measured: raise SpecError for every requirement that could not be judged afterwards.
 
-    Raises SurgeryError (S603) for a metric nothing measured on this model and data.
+    metrics: what will be measured; why: reasons, by metric, for what will not. S603 for a metric nothing measures
+    on this model and data, S604 for a multiple of something that is 0 for the original.
     """
+    faults = []
+    for require in requires:
+        name = _meant(require.metric, metrics)
+        if name not in metrics:
+            faults.append(_absent(require, metrics, (why or {}).get(require.metric)))
+        elif name in COMPARISONS and require.relative:
+            faults.append(_nothing_to_multiply(require, name))
+    if faults:
+        raise SpecError(diagnostics=faults)
+
+
+def judge(requires: Iterable[Any], document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per requirement: its text, what was measured, the limit, whether it holds. NaN never holds."""
     return [_row(require, document) for require in requires]
 
 
-def refuse_broken(document: dict[str, Any], requires: Iterable[Any]) -> None:
+def refuse_broken(document: Mapping[str, Any], requires: Iterable[Any]) -> None:
     """Raise UnprovenError (S601, S602) naming every proof and requirement that does not hold."""
     faults = [_unproven(row) for row in document["parity"] if not row["holds"]]
     for require, row in zip(requires, document["requirements"], strict=True):
         if not row["holds"]:
             faults.append(_broken(require, row))
     if faults:
-        raise UnprovenError(diagnostics=faults)
+        error = UnprovenError(diagnostics=faults)
+        error.report = document
+        raise error
 
 
-def _row(require: Any, document: dict[str, Any]) -> dict[str, Any]:
-    before, after = measured(require, document)
-    threshold = require.threshold(before)
+def measured(metric: str, document: Mapping[str, Any]) -> tuple[float, float]:
+    """A metric before and after, in base units: fractions, seconds, bytes."""
+    quality = {row["metric"]: row for row in document["quality"]}
+    if metric in SIZES:
+        row = document["size"][SIZES[metric]]
+    elif metric == "memory":
+        row = document["memory"]
+    elif metric == "latency":
+        return _eager(document["latency"])
+    else:
+        row = quality[_meant(metric, quality)]
+    return float(row["before"]), float(row["after"])
+
+
+def _eager(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    row = next(row for row in rows if row["mode"] == "eager" and row["batch"] == 1)
+    return row["before_ms"] / 1e3, row["after_ms"] / 1e3
+
+
+def _meant(metric: str, there: Collection[str]) -> str:
+    return next((name for name in LOSSES if name in there), metric) if metric == "loss" else metric
+
+
+def _row(require: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+    before, after = measured(require.metric, document)
     return {
         "text": require.text,
         "place": require.clause.place if require.clause else "",
         "measured": after,
         "before": before,
-        "limit": threshold,
+        "limit": require.threshold(before),
         "holds": bool(require.holds(after, before)),
     }
 
 
-def measured(require: Any, document: dict[str, Any]) -> tuple[float, float]:
-    """A metric before and after, in base units: fractions, seconds, bytes."""
-    metric = require.metric
-    quality = {row["metric"]: row for row in document["quality"]}
-    for name in LOSSES if metric == "loss" else (metric,):
-        if name in quality:
-            return float(quality[name]["before"]), float(quality[name]["after"])
-    sizes = {"parameters": "parameters", "size": "bytes", "flops": "flops"}
-    if metric in sizes:
-        row = document["size"][sizes[metric]]
-        return float(row["before"]), float(row["after"])
-    if metric == "latency":
-        rows = [row for row in document.get("latency", ()) if "skipped" not in row and row["mode"] == "eager"]
-        if rows:
-            return rows[0]["before_ms"] / 1e3, rows[0]["after_ms"] / 1e3
-    if metric == "memory" and document.get("memory"):
-        return float(document["memory"]["before"]), float(document["memory"]["after"])
-    raise _absent(require, quality)
-
-
-def _absent(require: Any, quality: dict[str, Any]) -> SurgeryError:
-    there = ", ".join([*quality, "parameters", "size", "flops", "latency", "memory"])
-    return SurgeryError(
+def _absent(require: Any, metrics: Collection[str], why: str | None) -> Diagnostic:
+    return Diagnostic(
+        "S603",
         f"`{require.metric}` is not measured on this model and data",
-        code="S603",
-        span=_span(require),
-        notes=[f"measured: {there}"],
+        _span(require),
+        notes=(*([why] if why else ()), f"measured: {', '.join(metrics)}"),
         help="name data that fits, as in `data digits samples=2000`, or require one of the others",
     )
 
 
-def _unproven(row: dict[str, Any]) -> Diagnostic:
+def _nothing_to_multiply(require: Any, name: str) -> Diagnostic:
+    return Diagnostic(
+        "S604",
+        f"`{require.limit}` of the original's {name} is nothing: it compares with the original, which has none",
+        _span(require),
+        help=f"give the limit itself, as in `require {name} <= 5%`",
+    )
+
+
+def _unproven(row: Mapping[str, Any]) -> Diagnostic:
     return Diagnostic(
         "S601",
         f"{row['what']} does not hold in {row['dtype']} at batch {row['batch']}",
@@ -81,7 +117,7 @@ def _unproven(row: dict[str, Any]) -> Diagnostic:
     )
 
 
-def _broken(require: Any, row: dict[str, Any]) -> Diagnostic:
+def _broken(require: Any, row: Mapping[str, Any]) -> Diagnostic:
     return Diagnostic(
         "S602",
         f"`{require.text}` does not hold",
@@ -92,5 +128,5 @@ def _broken(require: Any, row: dict[str, Any]) -> Diagnostic:
     )
 
 
-def _span(require: Any):
+def _span(require: Any) -> Any:
     return require.clause.span if require.clause else None

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from surgery.language import Spec
 from surgery.plan.plan import Plan
+from surgery.session.document import finite
+from surgery.session.places import portable, saved_places, with_portable_marks
 
 TIMED = ("latency", "memory", "elapsed_s")
 
@@ -22,6 +25,7 @@ class Result:
     plan: Plan
     report: dict[str, Any]
     manifest: Mapping[str, Any]
+    spec: Spec
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -31,19 +35,20 @@ class Result:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, timings: bool = True) -> Path:
         """Write the bundle, whole or not at all; returns its folder. `surgery.load(folder)` reads it again.
 
-        Without `timings` the report in the bundle leaves out what the clock measured, and the same model, spec and
-        seeds give the same bytes. Raises BundleError.
+        Places in it are places in its own `spec.surgery`. Without `timings` its report leaves out what the clock
+        measured, and the same model, spec and seeds give the same bytes. Raises BundleError.
         """
         from surgery.bundle import save
         from surgery.report.html import html
 
-        report = dict(self.report, bundle=None)
-        if not timings:
-            report = {key: value for key, value in report.items() if key not in TIMED}
+        places = saved_places(self.spec)
+        left_out = () if timings else TIMED
+        kept = {key: value for key, value in self.report.items() if key not in left_out}
+        report = finite(portable(kept | {"bundle": None}, places))
         path = save(
             folder,
-            self.graph_module,
-            manifest=self.manifest,
+            with_portable_marks(self.graph_module, places),
+            manifest=finite(portable(self.manifest, places)),
             spec=self.plan.spec,
             report=report,
             report_html=html(report),
