@@ -24,7 +24,7 @@ def least_squares(
     bias: Tensor | None,
     keep: Tensor,
     *,
-    ridge: float = 1e-8,
+    ridge: float = 1e-6,
     gram: Tensor | None = None,
 ) -> Compensated:
     """The consumers that need only the features `keep` [n] and come closest to the old ones, in float64.

@@ -47,7 +47,7 @@ def refit(
     importance: Tensor | None = None,
     iterations: int = 600,
     limit: int = 8192,
-    ridge: float = 1e-8,
+    ridge: float = 1e-6,
     seed: int = 0,
     seconds: float = math.inf,
     progress: Progress | None = None,
