@@ -3,18 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from surgery.anatomy.graphs import ancestors, attribute
 
 
-@torch.no_grad()
 def evaluate(graph_module: GraphModule, wanted: Sequence[Node], given: Mapping[Node, Any]) -> list[Any]:
     """The values of `wanted` nodes when the `given` nodes (placeholders or inner nodes) have these values.
 
-    Only the ancestors of `wanted`, up to `given`, are run. Raises KeyError for a placeholder that is needed
+    Only the ancestors of `wanted`, up to `given`, are run; gradients flow as the caller has them set. Raises KeyError for a placeholder that is needed
     and not given.
     """
     needed = ancestors(wanted, stop=given)

@@ -1,12 +1,16 @@
 """Choosing the kept coordinates of c, and the weights that make up for the others."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from surgery.anatomy.graphs import attribute, bias_of, weight_of
 from surgery.anatomy.site import Anatomy
 from surgery.compensation import (
+    Conditioning,
     Moments,
     activation,
     consumer_gram,
@@ -16,65 +20,179 @@ from surgery.compensation import (
     magnitude,
     random,
     ranking,
+    refit,
     unchanged,
 )
+from surgery.diagnostics import RefusalError
 from surgery.targets.choice import Candidate, Choice
 from surgery.targets.conditional_grid import ConditionalGrid, conditional_grid
 from surgery.targets.schedule import Schedule
 from surgery.targets.tied import Tied
 
 CRITERIA = ("greedy", "effect", "activation", "magnitude")
+ITERATIONS = 600
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Features of the whole grid in moments, and all modulation layers stacked: weight [M, D], bias [M]."""
+
+    grid: ConditionalGrid
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    weight: Tensor
+    bias: Tensor
+    gram: Tensor
+    moments: Moments
+
+    @classmethod
+    def of(cls, grid: ConditionalGrid) -> "Problem":
+        names, weights, biases = zip(*grid.consumers(), strict=True)
+        stacked = torch.cat(weights)
+        moments = Moments.gather((grid.features(rows), weight) for rows, weight in grid.grid.rows())
+        rows = tuple(len(weight) for weight in weights)
+        return cls(grid, names, rows, stacked, torch.cat(biases), consumer_gram(stacked), moments)
+
+    def linears(self, weight: Tensor, bias: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Stacked consumers apart again, by the name of their weight."""
+        return dict(zip(self.names, zip(weight.split(self.rows), bias.split(self.rows), strict=True), strict=True))
 
 
 def choose_support(
-    anatomy: Anatomy, group: Tied, schedule: Schedule | None, options: Any, count: int, progress: Any = None
+    anatomy: Anatomy,
+    group: Tied,
+    schedule: Schedule | None,
+    options: Any,
+    count: int,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Choice:
     """Keep `count` coordinates by the criterion asked for, or by the one with the least error on this model.
 
     The error of a choice is the share of the modulation layers' variance over the timestep × class grid that it
-    leaves unexplained, in closed form and float64.
+    leaves unexplained, in closed form and float64. `compensate=auto` refits where c is made of a table and a linear
+    of its own, and folds in closed form elsewhere.
     """
-    grid = conditional_grid(anatomy, group, schedule)
-    names, weights, biases = zip(*grid.consumers(), strict=True)
-    stacked, bias = torch.cat(weights), torch.cat(biases)
-    gram = consumer_gram(stacked)
-    moments = Moments.gather((grid.features(rows), weight) for rows, weight in grid.grid.rows())
-    compensate = "least-squares" if options.compensate == "auto" else options.compensate
-    measured = {}
-    for by, keep in _supports(grid, moments, gram, options, count).items():
-        refit = unchanged if compensate == "none" else least_squares
-        measured[by] = keep, refit(moments, stacked, bias, keep, gram=gram)
+    problem = Problem.of(conditional_grid(anatomy, group, schedule))
+    plain = options.compensate == "none"
+    compensate = unchanged if plain else least_squares
+    name = "none" if plain else "least-squares"
+    measured = {
+        by: (keep, compensate(problem.moments, problem.weight, problem.bias, keep, gram=problem.gram))
+        for by, keep in _supports(problem, options, count).items()
+    }
     best = min(measured, key=lambda by: measured[by][1].error)
     keep, result = measured[best]
-    candidates = tuple(Candidate(by, compensate, made.error) for by, (_, made) in measured.items())
-    chosen = next(candidate for candidate in candidates if candidate.by == best)
-    if compensate == "none":
+    candidates = tuple(Candidate(by, name, made.error) for by, (_, made) in measured.items())
+    chosen = Candidate(best, name, result.error)
+    if plain:
         return Choice(keep, chosen, candidates)
-    rows = [len(weight) for weight in weights]
-    pieces = zip(result.weight.split(rows), result.bias.split(rows), strict=True)
-    return Choice(keep, chosen, candidates, linears=dict(zip(names, pieces, strict=True)))
+    if options.compensate != "least-squares":
+        found = refitted(problem, keep, chosen, candidates, options, progress)
+        if found is not None:
+            return found
+    return Choice(keep, chosen, candidates, linears=problem.linears(result.weight, result.bias))
 
 
-def _supports(grid: ConditionalGrid, moments: Moments, gram: Tensor, options: Any, count: int) -> dict[str, Tensor]:
+def refitted(
+    problem: Problem,
+    keep: Tensor,
+    chosen: Candidate,
+    candidates: tuple[Candidate, ...],
+    options: Any,
+    progress: Callable[[str, int, int], None] | None,
+) -> Choice | None:
+    """The kept coordinates moved too, where the time branch ends in a linear and the class in a table; else None.
+
+    Raises RefusalError (S315) where `compensate=refit` asked for it and c is made otherwise.
+    """
+    parts = _parts(problem.grid, keep)
+    if parts is None:
+        if options.compensate == "refit":
+            raise RefusalError(
+                "c is not the sum of a table and a linear layer alone, so it cannot be refitted",
+                code="S315",
+                span=options.clause.span if options.clause else None,
+                help="use compensate=least-squares",
+            )
+        return None
+    conditioning, names = parts
+    found = refit(
+        conditioning,
+        problem.weight,
+        problem.bias,
+        keep,
+        iterations=ITERATIONS,
+        seed=options.seed,
+        progress=progress and (lambda done, error: progress(f"refitting c, error {error:.1e}", done, ITERATIONS)),
+    )
+    if not found.error < found.before:
+        return None
+    moved = Candidate(chosen.by, "refit", found.error)
+    narrow = found.conditioning
+    made = {names["weight"]: (narrow.time_weight, 0), names["table"]: (narrow.table, 1)}
+    if narrow.time_bias is not None:
+        made[names["bias"]] = (narrow.time_bias, 0)
+    return Choice(keep, moved, (*candidates, moved), problem.linears(found.weight, found.bias), made)
+
+
+def _parts(grid: ConditionalGrid, keep: Tensor) -> tuple[Conditioning, dict[str, str]] | None:
+    """The time branch's last linear and the class table, when c is the sum of just these."""
+    layer, site = grid.time_layer(), grid.group.sites[0]
+    table = weight_of(site.table)
+    if layer is None or table is None:
+        return None
+    linear, hidden = layer
+    graph_module = grid.anatomy.graph_module
+    bias = bias_of(linear)
+    conditioning = Conditioning(
+        hidden=hidden,
+        time_weight=attribute(graph_module, weight_of(linear).target).detach(),
+        time_bias=None if bias is None else attribute(graph_module, bias.target).detach(),
+        table=attribute(graph_module, table.target).detach(),
+        activation=_features(grid, keep),
+    )
+    sums = torch.allclose(conditioning.time, grid.time, rtol=1e-3, atol=1e-3 * float(grid.time.abs().max()))
+    if not sums or conditioning.table.shape != grid.table.shape:
+        return None
+    if not torch.allclose(conditioning.table.double(), grid.table):
+        return None
+    names = {"weight": weight_of(linear).target, "table": table.target}
+    return conditioning, names if bias is None else names | {"bias": bias.target}
+
+
+def _features(grid: ConditionalGrid, keep: Tensor) -> Callable[[Tensor], Tensor]:
+    """What consumers read of c [N, D], and of the kept coordinates alone [N, n]: the graph knows only the former."""
+
+    def read(rows: Tensor) -> Tensor:
+        if rows.shape[-1] == grid.group.width:
+            return grid.features(rows)
+        wide = rows.new_zeros(len(rows), grid.group.width).index_copy(1, keep, rows)
+        return grid.features(wide)[:, keep]
+
+    return read
+
+
+def _supports(problem: Problem, options: Any, count: int) -> dict[str, Tensor]:
     """The kept coordinates [count], ascending, by each criterion that is in question."""
-    width = moments.width
+    width = problem.moments.width
     if options.side == "random":
         return {"random": _kept(ranking(random(width, options.seed)), count)}
     wanted = CRITERIA if options.by == "auto" else (options.by,)
-    orders = {by: _order(by, grid, moments, gram) for by in wanted}
+    orders = {by: _order(by, problem) for by in wanted}
     if options.side == "head":
         orders = {by: order.flip(0) for by, order in orders.items()}
     return {by: _kept(order, count) for by, order in orders.items()}
 
 
-def _order(by: str, grid: ConditionalGrid, moments: Moments, gram: Tensor) -> Tensor:
+def _order(by: str, problem: Problem) -> Tensor:
+    moments, gram = problem.moments, problem.gram
     if by == "greedy":
         return greedy(moments.covariance, gram).order
     if by == "effect":
         return ranking(effect(moments, gram))
     if by == "activation":
         return ranking(activation(moments))
-    return ranking(magnitude(grid.grid.rows()))
+    return ranking(magnitude(problem.grid.grid.rows()))
 
 
 def _kept(order: Tensor, count: int) -> Tensor:
