@@ -57,16 +57,17 @@ class Prune:
         "none",
         "least-squares",
         "refit",
+        "match",
         default="auto",
-        doc="fold what goes into what stays: in closed form over the timestep × class grid, or by refitting c itself; "
-        "auto takes the better one",
+        doc="fold what goes into what stays: in closed form over the timestep × class grid, or by refitting c itself, "
+        "or by matching the network's outputs after that; auto refits where that takes seconds, else folds",
     )
     multiple: int = setting(whole(at_least=1), default=1, doc="what is kept is rounded up to a multiple of this")
     seed: int = setting(whole(at_least=0), default=0, doc="of `random`")
 
     def conflicts(self) -> Iterable[Diagnostic]:
         masked = self.scope == "per-vector" or self.when != "every"
-        if masked and self.compensate in ("least-squares", "refit"):
+        if masked and self.compensate in ("least-squares", "refit", "match"):
             why = "scope=per-vector" if self.scope == "per-vector" else f"`when {self.when}`"
             yield self._fault(
                 f"{why} masks c and changes no weight: nothing to compensate with",

@@ -69,7 +69,8 @@ def _action(document: dict[str, Any], choice: Choice | None) -> dict[str, Any]:
     if choice is None:
         return document
     chosen = {"by": choice.chosen.by, "compensate": choice.chosen.compensate, "kept": choice.keep.tolist()}
-    return document | {"choice": document["choice"] | chosen | {"error": choice.chosen.error}}
+    told = {"choice": document["choice"] | chosen | {"error": choice.chosen.error}}
+    return document | told | {"notes": [*document["notes"], *choice.notes]}
 
 
 def _criteria(choices: Choices) -> list[dict[str, Any]]:

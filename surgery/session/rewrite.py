@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch.fx import GraphModule
 
 from surgery.passes.runner import Observer, run_passes
+from surgery.session.matching import asks_match, matched
 from surgery.session.prepare import Prepared
 from surgery.targets.choice import Choice
 
@@ -13,7 +14,8 @@ Choices = tuple[Choice | None, ...]
 
 def choose(prepared: Prepared, progress: Callable[[str, int, int], None] | None = None) -> Choices:
     """What each cut keeps, and the weights that make up for the rest; None where nothing is to be chosen."""
-    return tuple(work.choose(prepared.anatomy, prepared.schedule, progress) for work in prepared.works)
+    choices = tuple(work.choose(prepared.anatomy, prepared.schedule, progress) for work in prepared.works)
+    return matched(prepared, choices, rewrite(prepared, choices), progress) if asks_match(prepared) else choices
 
 
 def rewrite(prepared: Prepared, choices: Choices | None = None, *, after: Observer | None = None) -> GraphModule:

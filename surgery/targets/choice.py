@@ -21,10 +21,12 @@ class Candidate:
 @dataclass(frozen=True, eq=False)
 class Choice:
     """`keep` [n] coordinates, ascending; new weights of consumers by weight name, (W' [M, n], b' [M] or None); new
-    producers' tensors by name, at their compact size, with the axis that was cut; all candidates that were measured."""
+    producers' tensors by name, at their compact size, with the axis that was cut; all candidates that were measured;
+    notes for the report."""
 
     keep: Tensor
     chosen: Candidate
     candidates: tuple[Candidate, ...] = ()
     linears: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     tensors: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -31,6 +31,11 @@ from surgery.targets.tied import Tied
 
 CRITERIA = ("greedy", "effect", "activation", "magnitude")
 ITERATIONS = 600
+"""Of a refit, at most; a wide grid gets fewer, at least a tenth."""
+PAIRS = 8192
+"""Of a grid, that a refit looks at in one iteration."""
+AFFORDABLE = 4e8
+"""Pairs × kept × coordinates above which `compensate=auto` does not refit: an iteration takes about a second there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +91,7 @@ def choose_support(
     chosen = Candidate(best, name, result.error)
     if plain:
         return Choice(keep, chosen, candidates)
-    if options.compensate != "least-squares":
+    if options.compensate in ("refit", "match") or options.compensate == "auto" and _cost(problem, keep) <= AFFORDABLE:
         found = refitted(problem, keep, chosen, candidates, options, progress)
         if found is not None:
             return found
@@ -107,7 +112,7 @@ def refitted(
     """
     parts = _parts(problem.grid, keep)
     if parts is None:
-        if options.compensate == "refit":
+        if options.compensate in ("refit", "match"):
             raise RefusalError(
                 "c is not the sum of a table and a linear layer alone, so it cannot be refitted",
                 code="S315",
@@ -116,14 +121,16 @@ def refitted(
             )
         return None
     conditioning, names = parts
+    iterations = max(ITERATIONS // 10, min(ITERATIONS, int(ITERATIONS * AFFORDABLE / 10 / _cost(problem, keep))))
     found = refit(
         conditioning,
         problem.weight,
         problem.bias,
         keep,
-        iterations=ITERATIONS,
+        iterations=iterations,
+        limit=PAIRS,
         seed=options.seed,
-        progress=progress and (lambda done, error: progress(f"refitting c, error {error:.1e}", done, ITERATIONS)),
+        progress=progress and (lambda done, error: progress(f"refitting c, error {error:.1e}", done, iterations)),
     )
     if not found.error < found.before:
         return None
@@ -133,6 +140,11 @@ def refitted(
     if narrow.time_bias is not None:
         made[names["bias"]] = (narrow.time_bias, 0)
     return Choice(keep, moved, (*candidates, moved), problem.linears(found.weight, found.bias), made)
+
+
+def _cost(problem: Problem, keep: Tensor) -> float:
+    """What an iteration of a refit takes, in pairs × kept × coordinates."""
+    return min(len(problem.grid.grid), PAIRS) * max(len(keep), 1) * problem.moments.width
 
 
 def _parts(grid: ConditionalGrid, keep: Tensor) -> tuple[Conditioning, dict[str, str]] | None:
