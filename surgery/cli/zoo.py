@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sample.add_argument("--out", type=Path, required=True, help="the PNG to write")
     sample.add_argument("--weights", type=Path, help="other weights than the shipped ones")
     sample.add_argument("--each", type=_positive, default=10, help="samples per class (10)")
-    sample.add_argument("--steps", type=_positive, help="DDIM steps (25)")
+    sample.add_argument("--steps", type=_positive, help="DDIM steps (16)")
     sample.add_argument("--seed", type=int, default=0, help="of the start noise (0)")
 
 

@@ -15,7 +15,7 @@ from surgery.verify.sampler import BATCH, Progress, balanced_labels, placement, 
 
 __all__ = ["BETTER", "DiffusionQuality", "Measurement", "OutputQuality", "quality"]
 
-STEPS = 25
+STEPS = 16
 
 
 def quality(

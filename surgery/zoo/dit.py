@@ -112,6 +112,7 @@ class DiT(nn.Module):
         heads: int = 6,
         mlp_ratio: float = 2.0,
         classes: int = 10,
+        time_std: float = 0.02,
     ):
         super().__init__()
         self.channels, self.patch, self.grid = channels, patch, size // patch
@@ -121,20 +122,23 @@ class DiT(nn.Module):
         self.y_embedder = LabelEmbedder(classes, width)
         self.blocks = nn.ModuleList(Block(width, heads, int(width * mlp_ratio)) for _ in range(depth))
         self.final_layer = FinalLayer(width, patch * patch * channels)
-        self.initialise()
+        self.initialise(time_std)
 
-    def initialise(self) -> None:
-        """Xavier for linear layers, N(0, .02) for embeddings, zero for every gate: each block starts as identity."""
+    def initialise(self, time_std: float) -> None:
+        """Xavier for linear layers, N(0, .02) for embeddings, zero for every gate: each block starts as identity.
+
+        The time MLP starts at N(0, `time_std`).
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.weight.view(self.x_embedder.weight.shape[0], -1))
         nn.init.zeros_(self.x_embedder.bias)
-        small = [self.pos_embed, self.y_embedder.embedding_table.weight]
-        small += [self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight]
-        for weight in small:
+        for weight in (self.pos_embed, self.y_embedder.embedding_table.weight):
             nn.init.normal_(weight, std=0.02)
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(layer.weight, std=time_std)
         zero = [block.adaLN_modulation[1].weight for block in self.blocks]
         zero += [self.final_layer.adaLN_modulation[1].weight, self.final_layer.linear.weight]
         for weight in zero:
