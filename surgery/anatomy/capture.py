@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.adopt import adopt, is_saved
-from surgery.anatomy.graphs import aten
+from surgery.anatomy.graphs import aten, attribute, placeholders, shape
 from surgery.diagnostics import CaptureError
 
 Inputs = tuple | Mapping[str, Any]
@@ -42,12 +42,14 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
         for module, mode in training.items():
             module.training = mode
     _drop_assertions(graph_module)
+    _name_once(graph_module)
+    graph_module.recompile()
     graph_module.meta["captured"] = True
     return graph_module
 
 
 def _by_placeholder(graph_module: GraphModule, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    nodes = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    nodes = placeholders(graph_module)
     by_position = dict(zip((node.name for node in nodes), pytree.tree_leaves(args), strict=False))
     return by_position | {node.name: kwargs[node.target] for node in nodes if node.target in kwargs}
 
@@ -96,15 +98,17 @@ def _export(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Grap
     batch = batch_size((*args, *kwargs.values()))
     try:
         return _export_with(model, args, kwargs, batch, Dim.DYNAMIC)
-    except Exception as first:
-        try:
-            graph_module = _export_with(model, args, kwargs, batch, Dim.AUTO)
-        except Exception as error:
-            raise _explain(error) from error
-        if _has_symbolic_batch(graph_module):
-            return graph_module
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        first = error
+    except Exception as error:
+        raise _explain(error) from error
+    try:
+        graph_module = _export_with(model, args, kwargs, batch, Dim.AUTO)
+    except Exception as error:
+        raise _explain(error) from error
+    if not _has_symbolic_batch(graph_module):
         graph_module.meta["notes"] = (f"the batch is fixed to {batch}: {_first_line(first)}",)
-        return graph_module
+    return graph_module
 
 
 def _export_with(model, args: tuple, kwargs: dict, batch: int, kind: Any) -> GraphModule:
@@ -122,12 +126,7 @@ def _export_with(model, args: tuple, kwargs: dict, batch: int, kind: Any) -> Gra
 
 
 def _has_symbolic_batch(graph_module: GraphModule) -> bool:
-    sizes = [
-        node.meta["val"].shape[0]
-        for node in graph_module.graph.nodes
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].dim()
-    ]
-    return any(isinstance(size, torch.SymInt) for size in sizes)
+    return any(isinstance(sizes[0], torch.SymInt) for sizes in map(shape, placeholders(graph_module)) if sizes)
 
 
 def _drop_assertions(graph_module: GraphModule) -> None:
@@ -135,7 +134,14 @@ def _drop_assertions(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if node.op == "call_function" and node.target is aten._assert_tensor_metadata.default:
             graph_module.graph.erase_node(node)
-    graph_module.recompile()
+
+
+def _name_once(graph_module: GraphModule) -> None:
+    """A tensor that modules share has many names; the graph reads it by the first alone, so that names tell it apart."""
+    first: dict[int, str] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            node.target = first.setdefault(id(attribute(graph_module, node.target)), node.target)
 
 
 def _first_line(error: BaseException) -> str:
@@ -148,6 +154,10 @@ CURES = (
     ("Could not guard", "take the branch on a tensor's values out of forward, or write it with torch.where"),
     ("Could not extract specialized integer", "replace .item() in forward by a tensor operation"),
     ("FakeTensor", "keep numpy, .numpy() and .item() out of forward"),
+    (
+        "not a known type",
+        "return tensors, tuples and dicts alone; from transformers, with use_cache=False in the inputs",
+    ),
     ("unexpected keyword", "check the names in example_inputs against the model's forward"),
     ("missing", "check the names in example_inputs against the model's forward"),
     ("shape", "check the shapes in example_inputs: does model(**example_inputs) run?"),

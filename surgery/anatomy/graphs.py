@@ -1,12 +1,15 @@
 """Reading a captured graph: shapes, owners, weights, ancestors. Nothing here edits."""
 
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
+STACK_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 ACTIVATIONS = {
     aten.silu.default,
@@ -39,7 +42,13 @@ def value(node: Node) -> Any:
 def shape(node: Node) -> tuple | None:
     """The shape of a tensor-valued node, symbolic sizes included; None for anything else."""
     fake = value(node)
-    return tuple(fake.shape) if isinstance(fake, torch.Tensor) else None
+    return tuple(map(known_size, fake.shape)) if isinstance(fake, torch.Tensor) else None
+
+
+def known_size(size: int | torch.SymInt) -> int | torch.SymInt:
+    """A symbolic size that can only be one number is that number."""
+    number = size if isinstance(size, int) else size.node.maybe_as_int()
+    return size if number is None else number
 
 
 def width(node: Node) -> int | None:
@@ -63,9 +72,19 @@ def attribute(graph_module: GraphModule, name: str) -> torch.Tensor:
 
 
 def weight_of(node: Node) -> Node | None:
-    """The `get_attr` node of a linear's or an embedding's weight; None when it is computed."""
-    weight = node.args[0] if is_op(node, aten.embedding) else node.args[1]
+    """The `get_attr` node of a layer's or an embedding's weight; None when it is computed."""
+    weight = node.args[0 if is_op(node, aten.embedding) else 2 if is_op(node, aten.addmm) else 1]
     return weight if isinstance(weight, Node) and weight.op == "get_attr" else None
+
+
+def is_layer(node: Any) -> bool:
+    """Whether a node is a linear layer with a weight of its own, `aten.linear` or GPT-2's `addmm` over tokens in a row."""
+    return is_op(node, aten.linear) or is_op(node, aten.addmm) and weight_of(node) is not None
+
+
+def reads(layer: Node, source: Node) -> bool:
+    """Whether a node is a linear layer and `source` what it multiplies."""
+    return is_layer(layer) and layer.args[1 if is_op(layer, aten.addmm) else 0] is source
 
 
 def bias_of(linear: Node) -> Node | None:
@@ -115,6 +134,14 @@ def placeholders(graph_module: GraphModule) -> list[Node]:
 def calls(graph_module: GraphModule, *operators: Any) -> Iterator[Node]:
     """Every call of these operators, in graph order."""
     return (node for node in graph_module.graph.nodes if is_op(node, *operators))
+
+
+def where(node: Node) -> str:
+    """Where a node is in the model, for a message: its module, or its line of code, or its name."""
+    if owner(node):
+        return f"`{owner(node)}`"
+    lines = STACK_LINE.findall(node.meta.get("stack_trace") or "")
+    return f"line {lines[-1][1]} of {Path(lines[-1][0]).name}" if lines else f"node `{node.name}`"
 
 
 def common_path(paths: Iterable[str]) -> str:

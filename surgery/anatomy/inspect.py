@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from surgery.anatomy.capture import Inputs, capture, with_batch
 from surgery.anatomy.graphs import placeholders
-from surgery.anatomy.site import Anatomy, Site
+from surgery.anatomy.site import Anatomy
 from surgery.anatomy.sites.attention import find_attention
 from surgery.anatomy.sites.block import block_path, find_blocks
 from surgery.anatomy.sites.conditioning import find_conditioning
@@ -39,7 +39,3 @@ def named_inputs(graph_module: GraphModule, example_inputs: Inputs) -> dict[str,
     """Example inputs by placeholder, at batch 2 or more, in the graph's order."""
     leaves = pytree.tree_leaves(with_batch(example_inputs, at_least=2))
     return {node.name: leaf for node, leaf in zip(placeholders(graph_module), leaves, strict=False)}
-
-
-def in_layer(site: Site, layers: set[int]) -> bool:
-    return site.layer in layers

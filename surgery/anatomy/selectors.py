@@ -9,6 +9,9 @@ from surgery.diagnostics import SurgeryError
 from surgery.diagnostics.nearest import nearest
 
 Test = Callable[[Site], bool]
+NO_CLASS = (
+    "class embeddings are the vector that adds a class's row to a timestep's and that linears read; none was found"
+)
 
 
 def _kind(*kinds: str) -> Test:
@@ -102,6 +105,7 @@ def _no_match(selector: Any, noun: str, anatomy: Anatomy, model: str) -> Surgery
     plain = "embedding" in noun or not anatomy.sites
     have = f"{model} has {len(tables)} embedding table{'s' * (len(tables) != 1)}" if plain else _counts(anatomy, model)
     notes = [", ".join(site.describe() for site in tables[:6])] if plain and tables else []
+    notes += [NO_CLASS] if noun in ("class embeddings", "class embedding", "conditioning") else []
     there = [name for name, test in NOUNS.items() if name != "module" and any(map(test, anatomy.sites))]
     close = nearest(noun, there)
     cure = f"did you mean `{close}`?  " if close and close != noun else ""

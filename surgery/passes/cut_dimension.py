@@ -48,8 +48,11 @@ class CutDimension:
         done: set[str] = set()
         for producer in self._nodes(graph_module, "producers"):
             self._cut_producer(graph_module, producer, done)
-        for consumer in self._nodes(graph_module, "consumers"):
-            self._cut_consumer(graph_module, consumer, done)
+        for name in dict.fromkeys(weight_of(node).target for node in self._nodes(graph_module, "consumers")):
+            if name in self.weights:
+                set_linear(graph_module, name, *self.weights[name])
+            else:
+                self._take(graph_module, name, 1, done)
         for node in self._nodes(graph_module, "carriers"):
             self._resize(node)
 
@@ -65,25 +68,19 @@ class CutDimension:
 
     def _cut_producer(self, graph_module: GraphModule, node: Node, done: set[str]) -> None:
         if is_op(node, aten.linear):
-            self._take(graph_module, weight_of(node), 0, done)
-            self._take(graph_module, bias_of(node), 0, done)
+            for tensor in filter(None, (weight_of(node), bias_of(node))):
+                self._take(graph_module, tensor.target, 0, done)
         else:
-            self._take(graph_module, node if node.op == "get_attr" else weight_of(node), -1, done)
+            self._take(graph_module, (node if node.op == "get_attr" else weight_of(node)).target, -1, done)
 
-    def _take(self, graph_module: GraphModule, weight: Node | None, axis: int, done: set[str]) -> None:
-        if weight is None or weight.target in done:
+    def _take(self, graph_module: GraphModule, name: str, axis: int, done: set[str]) -> None:
+        """Cut a tensor once, however many nodes read it."""
+        if name in done:
             return
-        done.add(weight.target)
-        tensor = attribute(graph_module, weight.target)
-        new = self.tensors.get(weight.target)
-        replace_tensor(graph_module, weight.target, tensor.index_select(axis, self.keep) if new is None else new)
-
-    def _cut_consumer(self, graph_module: GraphModule, node: Node, done: set[str]) -> None:
-        name = weight_of(node).target
-        if name not in self.weights:
-            self._take(graph_module, weight_of(node), 1, done)
-        else:
-            set_linear(graph_module, node, *self.weights[name])
+        done.add(name)
+        tensor, new = attribute(graph_module, name), self.tensors.get(name)
+        compact = tensor.index_select(axis, self.keep.to(tensor.device)) if new is None else new
+        replace_tensor(graph_module, name, compact)
 
     def _resize(self, node: Node) -> None:
         """Sizes written into reshapes follow the cut."""

@@ -48,7 +48,7 @@ class MaskVector:
     def run(self, graph_module: GraphModule) -> None:
         graph = graph_module.graph
         vectors = [node for node in graph.nodes if node.name in self.vectors]
-        mask_name = self._register_mask(graph_module)
+        mask_name = self._register_mask(graph_module, vectors[0])
         for vector in vectors:
             with graph.inserting_after(vector):
                 hold = graph.call_function(aten.alias.default, (vector,))
@@ -62,17 +62,16 @@ class MaskVector:
     def ensures(self, graph_module: GraphModule) -> str | None:
         return None
 
-    def _register_mask(self, graph_module: GraphModule) -> str | None:
+    def _register_mask(self, graph_module: GraphModule, vector: Node) -> str | None:
         if self.keep is None:
             return None
-        mask = torch.zeros(self.size)
-        mask[self.keep] = 1
+        like = vector.meta["val"]
+        mask = torch.zeros(self.size, dtype=like.dtype, device=like.device)
+        mask[self.keep.to(like.device)] = 1
         return add_tensor(graph_module, "surgery_mask", mask, parameter=False)
 
     def _shared(self, graph: Graph, vector: Node, mask_name: str) -> Node:
-        dtype = vector.meta["val"].dtype
-        mask = graph.get_attr(mask_name)
-        mask = graph.call_function(aten.to.dtype, (mask, dtype))
+        mask = graph.call_function(aten.type_as.default, (graph.get_attr(mask_name), vector))
         return graph.call_function(aten.mul.Tensor, (vector, mask))
 
     def _own(self, graph: Graph, vector: Node) -> Node:
@@ -89,5 +88,6 @@ class MaskVector:
         late = graph.call_function(aten.ge.Scalar, (timestep, self.window.low))
         early = graph.call_function(aten.le.Scalar, (timestep, self.window.high))
         inside = graph.call_function(aten.logical_and.default, (late, early))
-        inside = graph.call_function(aten.unsqueeze.default, (inside, -1))
+        ones = [1] * (vector.meta["val"].dim() - 1)
+        inside = graph.call_function(aten.reshape.default, (inside, [-1, *ones]))
         return graph.call_function(aten.where.self, (inside, masked, vector))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from surgery.anatomy.graphs import attribute
@@ -29,6 +30,7 @@ class Pass(Protocol):
 
 
 Observer = Callable[[Pass, GraphModule], None]
+State = tuple[tuple[str, ...], Tensor | None]
 
 
 def run_passes(graph_module: GraphModule, passes: Iterable[Pass], *, after: Observer | None = None) -> GraphModule:
@@ -53,7 +55,9 @@ def _run(graph_module: GraphModule, step: Pass) -> None:
     before = _snapshot(graph_module)
     step.run(graph_module)
     graph_module.graph.lint()
-    changed = [node for node in graph_module.graph.nodes if before.get(node.name) != _signature(graph_module, node)]
+    changed = [
+        node for node in graph_module.graph.nodes if not _same(before.get(node.name), _state(graph_module, node))
+    ]
     for node in changed:
         _own(node)
     mark = Provenance(step.clause, step.place, step.name)
@@ -75,10 +79,15 @@ def _hold(step: Pass, what: str, reason: str | None) -> None:
         raise SurgeryError(f"pass `{step.name}` {what}: {reason}", code="S501")
 
 
-def _snapshot(graph_module: GraphModule) -> dict[str, tuple]:
-    return {node.name: _signature(graph_module, node) for node in graph_module.graph.nodes}
+def _snapshot(graph_module: GraphModule) -> dict[str, State]:
+    return {node.name: _state(graph_module, node) for node in graph_module.graph.nodes}
 
 
-def _signature(graph_module: GraphModule, node: Node) -> tuple:
-    tensor = id(attribute(graph_module, node.target)) if node.op == "get_attr" else None
-    return node.op, str(node.target), str(node.args), str(node.kwargs), tensor
+def _state(graph_module: GraphModule, node: Node) -> State:
+    """What a node does, and the tensor it reads: held, so that no other can take its identity meanwhile."""
+    tensor = attribute(graph_module, node.target) if node.op == "get_attr" else None
+    return (node.op, str(node.target), str(node.args), str(node.kwargs)), tensor
+
+
+def _same(before: State | None, now: State) -> bool:
+    return before is not None and before[0] == now[0] and before[1] is now[1]

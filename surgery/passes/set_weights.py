@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.fx import GraphModule
 
-from surgery.anatomy.graphs import aten, attribute, calls, weight_of
+from surgery.anatomy.graphs import attribute
 from surgery.passes.weights import replace_tensor, set_linear
 
 
@@ -31,10 +31,8 @@ class SetWeights:
         return None
 
     def run(self, graph_module: GraphModule) -> None:
-        for node in list(calls(graph_module, aten.linear)):
-            weight = weight_of(node)
-            if weight is not None and weight.target in self.linears:
-                set_linear(graph_module, node, *self.linears[weight.target])
+        for name, (weight, bias) in self.linears.items():
+            set_linear(graph_module, name, weight, bias)
         for name, tensor in self.tensors.items():
             replace_tensor(graph_module, name, tensor)
 

@@ -4,7 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.nn import Module, Parameter
 
-from surgery.anatomy.graphs import attribute, bias_of, weight_of
+from surgery.anatomy.graphs import aten, attribute, bias_of, calls, weight_of
 
 
 def replace_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor) -> None:
@@ -35,19 +35,27 @@ def add_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor, *, pa
     return name[: len(name) - len(leaf)] + free
 
 
-def set_linear(graph_module: GraphModule, linear: Node, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Give a linear new weight [M, n] and bias [M]; one that had no bias gets one where `bias` is given."""
-    old_weight, old_bias = weight_of(linear), bias_of(linear)
-    replace_tensor(graph_module, old_weight.target, weight)
-    if bias is None:
+def bias_name(weight: str) -> str:
+    """`blocks.0.proj.bias` of `blocks.0.proj.weight`."""
+    return weight.removesuffix("weight") + "bias"
+
+
+def set_linear(graph_module: GraphModule, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give every linear that reads the weight `name` new weight [M, n] and bias [M]; without `bias` theirs stays.
+
+    Linears that had no bias get one, in common.
+    """
+    replace_tensor(graph_module, name, weight)
+    readers = [node for node in calls(graph_module, aten.linear) if getattr(weight_of(node), "target", None) == name]
+    for old in {bias_of(linear).target for linear in readers if bias_of(linear)} if bias is not None else ():
+        replace_tensor(graph_module, old, bias)
+    bare = [linear for linear in readers if bias_of(linear) is None]
+    if bias is None or not bare:
         return
-    if old_bias is not None:
-        return replace_tensor(graph_module, old_bias.target, bias)
-    like = attribute(graph_module, old_weight.target)
-    name = add_tensor(graph_module, old_weight.target.removesuffix("weight") + "bias", bias.to(like))
-    with graph_module.graph.inserting_before(linear):
-        added = graph_module.graph.get_attr(name)
-    linear.args = (linear.args[0], linear.args[1], added)
+    added = add_tensor(graph_module, bias_name(name), bias.to(attribute(graph_module, name)))
+    for linear in bare:
+        with graph_module.graph.inserting_before(linear):
+            linear.args = (*linear.args[:2], graph_module.graph.get_attr(added))
 
 
 def users_of(graph_module: GraphModule, tensor: torch.Tensor) -> list[Node]:

@@ -6,14 +6,14 @@ Pruning after Pham et al., arXiv:2602.21596; the shared support and its compensa
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
-from surgery.anatomy.graphs import attribute, weight_of
+from surgery.anatomy.graphs import aten, attribute, bias_of, is_op, shape, weight_of
 from surgery.anatomy.site import Anatomy
 from surgery.anatomy.sites.conditioning import Conditioning
 from surgery.diagnostics import RefusalError
@@ -22,6 +22,7 @@ from surgery.passes.cut_dimension import CutDimension
 from surgery.passes.mask_vector import MaskVector, Window
 from surgery.passes.runner import Pass
 from surgery.passes.set_weights import SetWeights
+from surgery.passes.weights import bias_name
 from surgery.plan.action import Action, TensorChange
 from surgery.targets.choice import Choice
 from surgery.targets.conditional_grid import timestep_input
@@ -66,7 +67,6 @@ class ClassEmbeddings:
     def action(self, graph_module: GraphModule) -> Action:
         """The cut from shapes alone; weights are not read."""
         changes = self._changes(graph_module) if self.compacts else ()
-        rows = sum(change.before[0] for change in changes if change.name in self._consumer_weights())
         kept = {"width": self.left if self.compacts else self.group.width}
         return Action(
             clause=self.clause,
@@ -77,7 +77,7 @@ class ClassEmbeddings:
             before={"width": self.group.width},
             after=kept if self.compacts else kept | {"masked": self.remove},
             tensors=changes,
-            flops=2 * self.remove * rows + self._producer_flops(graph_module) if changes else 0,
+            flops=self._flops() if changes else 0,
             notes=self.notes,
             settings=self.settings(),
         )
@@ -90,7 +90,8 @@ class ClassEmbeddings:
         """Which coordinates stay and what makes up for the rest; None where each vector has its own."""
         if self.options.scope == "per-vector" or not self.remove:
             return None
-        return choose_support(anatomy, self.group, schedule, self.options, self.left, progress)
+        options = self.options if self.compacts else replace(self.options, compensate="none")
+        return choose_support(anatomy, self.group, schedule, options, self.left, progress)
 
     def passes(self, graph_module: GraphModule, choice: Choice | None, schedule: Schedule | None) -> list[Pass]:
         """The rewrite: a cut where layers shrink, a mask where they cannot; nothing when nothing is removed."""
@@ -164,13 +165,10 @@ class ClassEmbeddings:
             raise RefusalError(
                 f"`when {self.options.when}` needs the model's sampling schedule, and this model brings none",
                 code="S312",
-                help="give it from Python: compile(…, schedule=Schedule(times, sampled))",
+                help="open it as `zoo:NAME`, `diffusers:PATH` or a bundle; from Python, as a LoadedModel with its diffusion",
             )
         low, high = schedule.window(when)
         return Window(timestep_input(self.group.sites[0]).name, low, high)
-
-    def _consumer_weights(self) -> set[str]:
-        return {weight_of(node).target for node in self.group.consumers}
 
     def _changes(self, graph_module: GraphModule) -> tuple[TensorChange, ...]:
         changes = []
@@ -179,12 +177,21 @@ class ClassEmbeddings:
             after = list(tensor.shape)
             after[axis] = self.left
             changes.append(TensorChange(name, tuple(tensor.shape), tuple(after), tensor.element_size()))
-        return tuple(changes)
+        return (*changes, *self._new_biases(graph_module))
 
-    def _producer_flops(self, graph_module: GraphModule) -> int:
-        weights = [weight_of(node) for node in self.group.producers if node.op == "call_function"]
-        inner = [attribute(graph_module, w.target).shape[1] for w in weights if self.group.weights()[w.target] == 0]
-        return sum(2 * self.remove * size for size in inner)
+    def _new_biases(self, graph_module: GraphModule) -> Iterator[TensorChange]:
+        """Compensation gives a bias to modulation layers that had none."""
+        for node in self.group.unique_consumers:
+            if bias_of(node) is None and self.remove and self.options.compensate != "none":
+                weight = attribute(graph_module, weight_of(node).target)
+                name = bias_name(weight_of(node).target)
+                yield TensorChange(name, (0,), (weight.shape[0],), weight.element_size())
+
+    def _flops(self) -> int:
+        """Two per entry that is gone from a weight, for every call of it."""
+        read = sum(shape(weight_of(node))[0] for node in self.group.consumers)
+        made = sum(shape(weight_of(node))[1] for node in self.group.producers if is_op(node, aten.linear))
+        return 2 * self.remove * (read + made)
 
 
 def plan_class_embeddings(operation: Any, anatomy: Anatomy, sites: tuple[Conditioning, ...]) -> list[ClassEmbeddings]:

@@ -38,13 +38,11 @@ class When:
         return self.first is None and self.last is None
 
 
-def default_schedule(like: Tensor, steps: int = 25) -> Schedule:
-    """A schedule for a network nothing is known of: 0 .. 999 for integer timesteps, [0, 1) in 1000 for real ones.
+def default_times(like: Tensor, length: int = 1000) -> Tensor:
+    """The timesteps of a network nothing is known of: 0 .. length - 1 for integers, [0, 1) in as many for real ones.
 
-    `like` is an example timestep input; a real one above 1 says the network counts to 999 too.
+    `like` is an example timestep input, whose dtype is kept; a real one above 1 says the network counts too.
     """
     counts = not like.is_floating_point() or (not like.is_meta and float(like.max()) > 1)
-    times = torch.arange(1000, dtype=torch.float64) / (1 if counts else 1000)
-    times = times.round() if counts else times
-    sampled = times[torch.linspace(999, 0, min(steps, 1000)).round().long()]
-    return Schedule(times.to(like.dtype), sampled.to(like.dtype))
+    times = torch.arange(length, dtype=torch.float64)
+    return (times if counts else times / length).to(like.dtype)

@@ -11,8 +11,10 @@ from surgery.anatomy.graphs import (
     attribute,
     calls,
     common_path,
+    is_layer,
     is_op,
     owner,
+    reads,
     shape,
     tensor_ancestors,
     tensor_inputs,
@@ -110,7 +112,7 @@ def _linears_behind(node: Node) -> list[Node]:
         if current in seen:
             continue
         seen.add(current)
-        if is_op(current, aten.linear):
+        if is_layer(current):
             found.append(current)
         else:
             todo.extend(source for source in current.all_input_nodes if source.op == "call_function")
@@ -122,7 +124,7 @@ def _linear_ahead(node: Node) -> Node | None:
     current = node
     for _ in range(12):
         users = [user for user in current.users if shape(user)]
-        linear = next((user for user in users if is_op(user, aten.linear) and user.args[0] is current), None)
+        linear = next((user for user in users if reads(user, current)), None)
         if linear or not users:
             return linear
         current = users[0]

@@ -25,14 +25,15 @@ class Embedding(Site):
 
 def find_embeddings(graph_module: GraphModule, conditioning: tuple[Conditioning, ...]) -> Iterator[Embedding]:
     """Every table that ids are looked up in, and every learned position table that is added to a sequence."""
-    classes = {site.table for site in conditioning}
+    roles = {node: "timestep" for site in conditioning for node in tensor_ancestors(site.of_time)}
+    roles |= {site.table: "class" for site in conditioning}
     seen: set[str] = set()
     for node in calls(graph_module, aten.embedding):
         weight = weight_of(node)
         if weight is None or weight.target in seen:
             continue
         seen.add(weight.target)
-        yield _site(node, weight, "class" if node in classes else _role(node))
+        yield _site(node, weight, roles.get(node) or _role(node))
     for node in calls(graph_module, aten.add):
         for weight in node.all_input_nodes:
             if weight.target not in seen and _is_position_table(weight, node):

@@ -5,7 +5,19 @@ from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
 
-from surgery.anatomy.graphs import ACTIVATIONS, aten, calls, common_path, is_op, owner, shape, tensor_inputs, width
+from surgery.anatomy.graphs import (
+    ACTIVATIONS,
+    aten,
+    calls,
+    common_path,
+    is_layer,
+    is_op,
+    owner,
+    reads,
+    shape,
+    tensor_inputs,
+    width,
+)
 from surgery.anatomy.site import Site
 
 CARRY = (
@@ -49,16 +61,17 @@ def find_mlps(graph_module: GraphModule) -> Iterator[Mlp]:
         down = _down(node)
         if down is None or down in seen:
             continue
-        up = _ups(down)
-        if not up or width(down.args[0]) is None:
+        channels = down.args[1 if is_op(down, aten.addmm) else 0]
+        up = _ups(channels)
+        if not up or width(channels) is None:
             continue
         seen.add(down)
-        gated = len(up) > 1 or width(up[0]) == 2 * width(down.args[0])
+        gated = len(up) > 1 or width(up[0]) == 2 * width(channels)
         yield Mlp(
             kind="mlp",
             path=_path(up, down),
             nodes=(*up, down),
-            width=width(down.args[0]),
+            width=width(channels),
             gated=gated,
             up=up,
             down=down,
@@ -74,7 +87,7 @@ def _down(activation: Node) -> Node | None:
     current = activation
     for _ in range(8):
         users = [user for user in current.users if shape(user)]
-        linear = next((user for user in users if is_op(user, aten.linear) and user.args[0] is current), None)
+        linear = next((user for user in users if reads(user, current)), None)
         if linear:
             return linear if len(users) == 1 else None
         if not users or not all(is_op(user, *CARRY, *ACTIVATIONS) for user in users):
@@ -83,19 +96,19 @@ def _down(activation: Node) -> Node | None:
     return None
 
 
-def _ups(down: Node) -> tuple[Node, ...]:
+def _ups(channels: Node) -> tuple[Node, ...]:
     """The linears whose outputs meet in the hidden channels; empty when something else does."""
-    found, seen, todo = [], set(), [down.args[0]]
+    found, seen, todo = [], set(), [channels]
     while todo:
         current = todo.pop()
         if current in seen:
             continue
         seen.add(current)
-        if is_op(current, aten.linear):
+        if is_layer(current):
             found.append(current)
         elif is_op(current, *CARRY, *ACTIVATIONS) or getattr(current.target, "__name__", "") == "getitem":
             todo.extend(tensor_inputs(current) or current.all_input_nodes)
         elif current.op != "get_attr":
             return ()
-    order = {node: index for index, node in enumerate(down.graph.nodes)}
+    order = {node: index for index, node in enumerate(channels.graph.nodes)}
     return tuple(sorted(found, key=order.__getitem__))
