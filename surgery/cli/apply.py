@@ -106,10 +106,23 @@ def _planned(path: Path, model: str | None) -> Any:
     from surgery.session import prepare
 
     saved = read_plan(path)
-    reference = model or saved["model"]["reference"]
-    prepared = prepare(Source(f"{path}#spec", saved["spec"]), reference, allow_import=model is not None)
+    spec, reference = _plan_is_about(path, saved)
+    source = Source(f"{path}#spec", spec)
+    prepared = prepare(source, model or reference, allow_import=model is not None)
     refuse_stale(saved, prepared.plan)
     return prepared
+
+
+def _plan_is_about(path: Path, saved: dict) -> tuple[str, str]:
+    """The spec's text and the model's reference. Raises SurgeryError (S403) where a plan lacks them."""
+    from surgery.diagnostics import SurgeryError
+
+    model = saved.get("model")
+    found = saved.get("spec"), model.get("reference") if isinstance(model, dict) else None
+    if not all(isinstance(text, str) for text in found) or not isinstance(saved.get("actions"), list):
+        help = "write one with `surgery plan SPEC -o plan.json`"
+        raise SurgeryError(f"{path} is not a whole plan: it lacks its spec, model or actions", code="S403", help=help)
+    return found
 
 
 def _printer(args: Namespace) -> Any:

@@ -2,7 +2,7 @@
 
 `loss` is the denoising loss where that is measured, else the output error. `latency` is of one forward pass, eager,
 at batch 1, the median of interleaved runs. `memory` is the peak of a forward pass at batch 32, `size` is bytes of
-parameters, `flops` are per sample.
+parameters and buffers, `flops` are per sample.
 """
 
 from collections.abc import Collection, Iterable, Mapping

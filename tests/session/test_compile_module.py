@@ -142,7 +142,9 @@ def test_plan_needs_no_weights():
     with torch.device("meta"):
         model, example = TinyDit(), {"x": torch.empty(2, 6), "t": torch.empty(2), "y": torch.empty(2).long()}
     action = surgery.plan(model, SPEC, example_inputs=example).actions[0]
-    assert action.parameters == 4 * (8 + 1 + 5 + 32), "rows of the time branch and its bias, columns of the table and the layer"
+    assert action.parameters == 4 * (8 + 1 + 5 + 32), (
+        "rows of the time branch and its bias, columns of the table and the layer"
+    )
 
 
 @pytest.mark.parametrize("example", [None, (), {}])
