@@ -167,8 +167,18 @@ def memory_row(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[st
     }
 
 
-def refuse_unsound(model: LoadedModel) -> None:
-    """Raise where nothing could be proven: S204 for weights that are not finite, S213 for such outputs."""
+def refuse_unsound(prepared: Prepared) -> None:
+    """Raise where nothing could be proven: S322 for a model of one batch size, S204 for weights that are not finite,
+    S213 for such outputs."""
+    model = prepared.model
+    fixed = [note for note in prepared.anatomy.notes if "batch is fixed" in note]
+    if fixed:
+        raise SurgeryError(
+            f"{model.reference} runs at one batch size only, and a proof needs several",
+            code="S322",
+            notes=fixed,
+            help="take the number out of forward: write `x.shape[0]`, or -1 in `view` and `reshape`",
+        )
     require_finite(model.module.state_dict(), model.reference)
     with torch.no_grad():
         outputs = tensors_of(call(model.module, with_batch(model.example_inputs, at_least=2)))

@@ -101,7 +101,7 @@ def operate(
 ) -> Result:
     """The path from a Prepared on; see `compile`. A spec that only analyses changes nothing and measures size alone."""
     original, inputs, requires = prepared.model.module, prepared.model.example_inputs, prepared.program.requires
-    refuse_unsound(prepared.model)
+    refuse_unsound(prepared)
     evidence = open_evidence(prepared, data, progress) if prepared.works else None
     timing = timing and evidence is not None
     refuse_unmeasurable(requires, measurable(evidence, timing=timing), unmeasured(evidence, timing=timing))

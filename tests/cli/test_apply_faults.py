@@ -189,6 +189,19 @@ def test_outputs_that_are_not_finite():
         surgery.compile(model, HALF, example_inputs=inputs)
 
 
+class OneSize(tiny_model.TinyDit):
+    def forward(self, x, t, y):
+        return super().forward(x, t, y).view(4, 6)
+
+
+def test_a_model_of_one_batch_size():
+    example = tiny_model.inputs(4)
+    assert surgery.plan(OneSize(), HALF, example_inputs=example).actions
+    with pytest.raises(surgery.SurgeryError, match="S322.*OneSize.*x.shape") as caught:
+        surgery.compile(OneSize(), HALF, example_inputs=example)
+    assert caught.value.diagnostics[0].notes[0].startswith("the batch is fixed to 4")
+
+
 TAKEN = {
     "a folder": (lambda path: path.mkdir(), [], "exists", "--overwrite"),
     "a file": (lambda path: path.write_text("mine"), [], "exists", "--overwrite"),
@@ -309,4 +322,4 @@ def test_a_model_gone_wrong_is_still_one_json_document(folder, capsys, monkeypat
 
 
 def test_every_code_here_is_explained():
-    assert {"S213", "S320", "S321", "S601", "S602", "S603", "S604"} <= set(codes())
+    assert {"S213", "S320", "S321", "S601", "S602", "S603", "S604", "S322"} <= set(codes())
