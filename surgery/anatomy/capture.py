@@ -1,9 +1,13 @@
 """A model becomes a graph: torch.export, non-strict, eval mode, batch and sequence dynamic."""
 
+import inspect
 import linecache
+import logging
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
     example_inputs: positional (a tuple) or keyword (a mapping) arguments of `forward`. The first axis of every
     tensor is the batch; it becomes symbolic, and so does the second of 2-D and 3-D tensors (a sequence).
     Where the model's code fixes the batch, the graph is captured at that size and `meta["notes"]` says so.
+    Weights may be on the meta device; inputs need not be.
 
     The graph shares its tensors with `model`, which is left as it was. Raises CaptureError (S301, S302), which
     names the line of the model's code that stands in the way.
@@ -34,6 +39,9 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
     args, kwargs = split_inputs(with_batch(example_inputs, at_least=2))
     if is_saved(model):
         return adopt(model, _by_placeholder(model, args, kwargs))
+    _refuse_misfit(model, args, kwargs)
+    if any(tensor.is_meta for tensor in model.parameters()):
+        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -65,6 +73,19 @@ def split_inputs(inputs: Inputs) -> tuple[tuple, dict[str, Any]]:
         code="S301",
         help="give a tuple (positional arguments) or a dict (keyword arguments)",
     )
+
+
+def _refuse_misfit(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Arguments that `forward` does not take are told before anything is traced."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"the example inputs do not fit {type(model).__name__}: {error}",
+            code="S301",
+            help=f"its forward takes ({', '.join(map(str, signature.parameters.values()))})",
+        ) from error
 
 
 def call(module: Any, inputs: Inputs) -> Any:
@@ -119,10 +140,22 @@ def _export_with(model, args: tuple, kwargs: dict, batch: int, kind: Any) -> Gra
         return named | ({1: Dim.AUTO} if leaf.dim() in (2, 3) and leaf.shape[1] > 1 else {})
 
     positional, keyword = pytree.tree_map(dims, args), pytree.tree_map(dims, kwargs)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), _quiet():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=keyword or positional, strict=False)
         return program.module(check_guards=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Export warns, logs and prints half-made graphs; what matters of it is in the exception it raises."""
+    muted = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(muted)
 
 
 def _has_symbolic_batch(graph_module: GraphModule) -> bool:
@@ -153,13 +186,13 @@ CURES = (
     ("data-dependent", "take the branch on a tensor's values out of forward, or write it with torch.where"),
     ("Could not guard", "take the branch on a tensor's values out of forward, or write it with torch.where"),
     ("Could not extract specialized integer", "replace .item() in forward by a tensor operation"),
-    ("FakeTensor", "keep numpy, .numpy() and .item() out of forward"),
+    ("numpy", "keep numpy, .numpy() and .item() out of forward"),
     (
         "not a known type",
         "return tensors, tuples and dicts alone; from transformers, with use_cache=False in the inputs",
     ),
-    ("unexpected keyword", "check the names in example_inputs against the model's forward"),
-    ("missing", "check the names in example_inputs against the model's forward"),
+    ("must be Tensor", "example inputs are tensors, and whatever else forward takes for its options"),
+    ("reduction dim", "check the shapes in example_inputs: does model(**example_inputs) run?"),
     ("shape", "check the shapes in example_inputs: does model(**example_inputs) run?"),
 )
 
@@ -178,10 +211,11 @@ def _model_line(error: BaseException) -> str | None:
     """`file:line: code` of the deepest frame that is neither torch's nor ours."""
     ours = str(Path(__file__).resolve().parents[1])
     theirs = str(Path(torch.__file__).resolve().parent)
+    standard = str(Path(inspect.__file__).resolve().parent)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((ours, theirs, "<"))
+        if not frame.filename.startswith((ours, theirs, "<")) and str(Path(frame.filename).parent) != standard
     ]
     if not frames:
         return None

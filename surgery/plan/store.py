@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,41 @@ SHOWN = 8
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan's document, whole or not at all."""
+    """Write a plan's document, whole or not at all. Raises SurgeryError (S402)."""
     path = Path(path)
-    text = json.dumps(plan.document(), indent=1, ensure_ascii=False) + "\n"
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", suffix=".part") as part:
-            part.write(text)
-        os.replace(part.name, path)
+        part.write_text(json.dumps(plan.document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
     except OSError as error:
         raise SurgeryError(
             f"cannot write the plan to {path}: {error.strerror}",
             code="S402",
             help="name a folder that exists and has room",
         ) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_plan(path: Path) -> dict[str, Any]:
     """A plan's document. Raises SurgeryError (S403) for anything else."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise SurgeryError(
-            f"{path} is not a plan: {error}", code="S403", help="write one with `surgery plan SPEC -o plan.json`"
-        ) from error
+    except OSError as error:
+        raise _no_plan(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _no_plan(f"{path} is not a plan: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise SurgeryError(
-            f"{path} is not a plan of format {FORMAT}",
-            code="S403",
-            help="write one with `surgery plan SPEC -o plan.json`",
-        )
+        raise _no_plan(f"{path} is not a plan of format {FORMAT}")
+    parts = {"model": dict, "spec": str, "actions": list}
+    damaged = [name for name, form in parts.items() if not isinstance(document.get(name), form)]
+    if damaged or not all(isinstance(action, dict) for action in document["actions"]):
+        raise _no_plan(f"{path} is a damaged plan: its `{(damaged or ['actions'])[0]}` is not what a plan has there")
     return document
+
+
+def _no_plan(message: str) -> SurgeryError:
+    return SurgeryError(message, code="S403", help="write one with `surgery plan SPEC -o plan.json`")
 
 
 def refuse_stale(saved: dict[str, Any], now: Plan) -> None:

@@ -1,12 +1,13 @@
 """What a model weighs: parameters, bytes, and the floating-point operations of a forward pass."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from surgery.plan.size import distinct
 
 COUNTED = (
     "multiply-adds of linear layers, matrix products, convolutions and attention, two operations each; elementwise "
@@ -52,13 +53,3 @@ CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 def cpu_attention_flops(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
     """torch's own table leaves out attention's CPU operator; the formula is that of the others."""
     return sdpa_flop_count(query_shape, key_shape, value_shape)
-
-
-def distinct(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Each piece of memory once: tensors with the same storage, offset and entries are tied."""
-    seen = set()
-    for tensor in tensors:
-        key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel())
-        if key not in seen:
-            seen.add(key)
-            yield tensor

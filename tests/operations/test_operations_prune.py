@@ -1,0 +1,65 @@
+"""The clause `prune`: what it says, what contradicts itself, what it cannot cut."""
+
+import pytest
+import strangers
+
+from surgery.check import check
+from surgery.diagnostics import RefusalError, SpecError
+from surgery.operations import sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("scope=per-vector compensate=least-squares", "scope=per-vector masks c and changes no weight"),
+        ("when first 3 steps compensate=refit", "`when first 3 steps` masks c and changes no weight"),
+        ("by greedy scope=per-vector", "`by greedy` ranks coordinates for all vectors at once"),
+        ("by effect scope=per-vector", "`by effect` ranks coordinates for all vectors at once"),
+    ],
+)
+def test_contradictions_are_told_before_any_model(options, said):
+    with pytest.raises(SpecError) as caught:
+        check(f"prune 66% of class embeddings {options}")
+    (fault,) = caught.value.diagnostics
+    assert fault.code == "S122" and said in fault.message and fault.span.text.startswith("prune") and fault.help
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("scope=per-vector", "a random support is one for all"), ("by greedy", "ranks nothing, and `by greedy` does")],
+)
+def test_random_ranks_nothing(options, said):
+    with pytest.raises(SpecError) as caught:
+        check(f"prune random 66% of class embeddings {options}")
+    assert said in caught.value.diagnostics[0].message
+
+
+def test_all_contradictions_are_told_at_once():
+    with pytest.raises(SpecError) as caught:
+        check("prune random 66% of class embeddings by greedy scope=per-vector compensate=least-squares")
+    assert len(caught.value.diagnostics) == 4
+
+
+@pytest.mark.parametrize("noun", ["attention", "mlp channels", "embeddings", "layers"])
+def test_other_targets_are_refused(noun):
+    with pytest.raises(RefusalError, match="prune cannot cut") as caught:
+        strangers.works_of(strangers.anatomy_of("Plain"), f"prune 30% of {noun}")
+    assert caught.value.diagnostics[0].code == "S314"
+
+
+def test_defaults_are_the_quickstarts():
+    (operation,) = check("prune 66% of class embeddings").operations
+    told = (operation.side, operation.by, operation.scope, operation.when, operation.compensate, operation.multiple)
+    assert told == ("tail", "auto", "shared", "every", "auto", 1)
+    assert sentence(operation) == "prune 66% of class embeddings"
+
+
+def test_random_supports_differ_by_seed():
+    anatomy = strangers.anatomy_of("Plain")
+    kept = [
+        strangers.works_of(anatomy, f"prune random 50% of class embeddings compensate=none seed={seed}")[0]
+        .choose(anatomy, None)
+        .keep.tolist()
+        for seed in (0, 0, 1)
+    ]
+    assert kept[0] == kept[1] != kept[2] and all(len(keep) == 8 for keep in kept)
