@@ -11,6 +11,7 @@ from torch.fx.node import map_aggregate
 
 from surgery.bundle.arguments import same_device
 from surgery.bundle.faults import malformed
+from surgery.lowering import quicken
 
 
 class LoadedModule(GraphModule):
@@ -31,6 +32,7 @@ class LoadedModule(GraphModule):
         self._tensor_names = tuple((name, kind) for name, (kind, _) in tensors.items())
         self._home = home
         self.train(training)
+        quicken(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoadedModule":
         tensors = {name: (kind, copy.deepcopy(_tensor(self, name), memo)) for name, kind in self._tensor_names}
@@ -57,6 +59,7 @@ class LoadedModule(GraphModule):
             node.kwargs = map_aggregate(node.kwargs, moved)
         self._home = device
         self.recompile()
+        quicken(self)
 
 
 def _register(module: nn.Module, tensors: Mapping[str, tuple[str, Tensor]]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch.fx import GraphModule
 
+from surgery.lowering import quicken
 from surgery.passes.runner import Observer, run_passes
 from surgery.session.matching import asks_match, matched
 from surgery.session.prepare import Prepared
@@ -19,8 +20,8 @@ def choose(prepared: Prepared, progress: Callable[[str, int, int], None] | None 
 
 
 def rewrite(prepared: Prepared, choices: Choices | None = None, *, after: Observer | None = None) -> GraphModule:
-    """The rewritten graph, unproven; choices are made where none are given."""
-    return _run(prepared, choose(prepared) if choices is None else choices, "passes", after)
+    """The rewritten graph, unproven, quick in eager mode; choices are made where none are given."""
+    return quicken(_run(prepared, choose(prepared) if choices is None else choices, "passes", after))
 
 
 def reference(prepared: Prepared, choices: Choices) -> GraphModule:
