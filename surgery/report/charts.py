@@ -109,7 +109,8 @@ def latency(document: dict) -> dict | None:
     ]
     skipped = [f"{row['mode']}: {row['skipped']}" for row in rows if "skipped" in row]
     runs = sorted({row["runs"] for row in measured if row.get("runs")})
-    return {"rows": bars, "skipped": skipped, "notes": verdict.not_faster(document), "runs": runs[0] if runs else None}
+    notes = [*verdict.not_faster(document), *verdict.cut_alone(document)]
+    return {"rows": bars, "skipped": skipped, "notes": notes, "runs": runs[0] if runs else None}
 
 
 def embeddings(found: dict | None) -> dict | None:

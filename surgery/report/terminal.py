@@ -175,6 +175,8 @@ def _latency(sheet: Sheet, document: dict) -> None:
             sheet.line(f"  {row['mode']}: skipped, {row['skipped']}", "dim")
     for sentence in verdict.not_faster(document):
         sheet.line(f"  {sentence}", "yellow")
+    for sentence in verdict.cut_alone(document):
+        sheet.line(f"  {sentence}", "dim")
 
 
 def _latency_row(sheet: Sheet, row: dict) -> list[str | Text]:

@@ -63,6 +63,16 @@ def not_faster(document: dict) -> list[str]:
     ]
 
 
+def cut_alone(document: dict) -> list[str]:
+    """A sentence for every row that also knows the uncut graph: what of the gain is the cut's own."""
+    rows = [row for row in document.get("latency") or () if row.get("cut_ratio") and speed(row)]
+    return [
+        f"{row['mode']}, batch {row['batch']}: running as a graph gives "
+        f"{wording.times(speed(row) / row['cut_ratio'])}, the cut {wording.times(row['cut_ratio'])}"
+        for row in rows
+    ]
+
+
 def headline(document: dict) -> str:
     """The result in one line."""
     if not any(document.get(key) for key in ("actions", "quality", "requirements")):

@@ -10,9 +10,11 @@ from torch.fx import GraphModule
 
 from surgery.anatomy.capture import Inputs, call, with_batch
 from surgery.diagnostics import SurgeryError
+from surgery.lowering import quicken
 from surgery.models import LoadedModel
 from surgery.models.checkpoint import require_finite
 from surgery.models.data import Data, open_data
+from surgery.passes.graph_copy import copy_graph_module
 from surgery.session.given import given_data
 from surgery.session.prepare import Prepared, pointing_at
 from surgery.session.requirements import CLOCKED, SIZES
@@ -145,12 +147,18 @@ def size_rows(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[str
     }
 
 
-def latency_rows(before: nn.Module, after: GraphModule, inputs: Inputs, progress: Progress, *, compiled: bool) -> list:
-    """Interleaved timings of the original and the rewritten model, eager at batch 1 and 32 and compiled at 32."""
+def latency_rows(
+    before: nn.Module, after: GraphModule, uncut: GraphModule, inputs: Inputs, progress: Progress, *, compiled: bool
+) -> list[dict[str, Any]]:
+    """Interleaved timings of the original and the rewritten model, eager at batch 1 and 32 and compiled at 32.
+
+    `uncut` is the captured graph: it says how much of a gain is the cut's own.
+    """
     return latency(
         before,
         after,
         lambda batch: with_batch(inputs, size=batch),
+        uncut=quicken(copy_graph_module(uncut)),
         compiled=compiled,
         progress=lambda text: progress(text, 0, 0),
     )

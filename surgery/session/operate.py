@@ -114,7 +114,9 @@ def operate(
         report["parity"] = parity(rewritten, reference(prepared, choices), inputs)
         _measure(report, prepared, evidence, rewritten, controls=controls)
     if timing:
-        report["latency"] = latency_rows(original, rewritten, inputs, progress, compiled=compiled)
+        report["latency"] = latency_rows(
+            original, rewritten, prepared.anatomy.graph_module, inputs, progress, compiled=compiled
+        )
         report["memory"] = memory_row(original, rewritten, inputs)
     report["findings"] = _findings(prepared, choices) + report["findings"]
     report["requirements"] = judge(requires, report)

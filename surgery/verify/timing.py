@@ -17,6 +17,7 @@ def latency(
     after: nn.Module,
     inputs_for: Callable[[int], tuple | dict[str, Any]],
     *,
+    uncut: nn.Module | None = None,
     batches: Iterable[int] = (1, 32),
     compiled: bool = True,
     compiled_batch: int | None = None,
@@ -28,6 +29,8 @@ def latency(
     """Rows of forward time, `before` and `after` measured in turn.
 
     inputs_for      batch size → the modules' inputs, positional (tuple) or by keyword (dict)
+    uncut           the original run as `after` is run, as a graph, but with nothing cut: eager rows then say how much
+                    of the ratio is the cut's own, `cut_ratio`, the median of uncut / after
     batches         eager batch sizes
     compiled        also through `torch.compile`, both modules alike, static shapes, at `compiled_batch`
                     (the last of `batches` when None): compiling costs seconds each, so one size
@@ -40,17 +43,20 @@ def latency(
     batches = tuple(batches)
     say = progress or (lambda text: None)
 
-    def measure(mode: str, batch: int, first: Callable, second: Callable) -> dict[str, Any]:
+    def measure(mode: str, batch: int, first: Callable, second: Callable, third: Callable | None = None) -> dict:
         inputs = inputs_for(batch)
         candidates = {"before": lambda: call(first, inputs), "after": lambda: call(second, inputs)}
+        if third is not None:
+            candidates["uncut"] = lambda: call(third, inputs)
         times = interleaved(candidates, runs=runs, budget_s=budget_s, device=device)
-        return row(mode, batch, times["before"], times["after"])
+        cut = {"cut_ratio": speedup(times["uncut"], times["after"]).median} if third is not None else {}
+        return row(mode, batch, times["before"], times["after"]) | cut
 
     rows = []
     with torch.no_grad():
         for batch in batches:
             say(f"timing eager, batch {batch}")
-            rows.append(measure("eager", batch, before, after))
+            rows.append(measure("eager", batch, before, after, uncut))
         if compiled and batches:
             batch = batches[-1] if compiled_batch is None else compiled_batch
             say(f"compiling and timing, batch {batch}")
