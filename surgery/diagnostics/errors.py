@@ -47,9 +47,10 @@ class RefusalError(SurgeryError):
 
 
 class UnprovenError(SurgeryError):
-    """A proof or a `require` did not hold; nothing was written."""
+    """A proof or a `require` did not hold; nothing was written. `report` is what was measured by then."""
 
     exit_code = UNPROVEN
+    report: dict | None = None
 
 
 class StalePlanError(SurgeryError):

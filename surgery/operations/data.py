@@ -21,12 +21,10 @@ class Data:
     samples: int | None = setting(whole(at_least=1), default=None, doc="how many samples")
     seed: int = setting(whole(at_least=0), default=0, doc="of everything drawn at random")
     steps: int | None = setting(whole(at_least=1), default=None, doc="sampling steps of a diffusion model")
-    timesteps: int | None = setting(whole(at_least=1), default=None, doc="noise levels the denoising loss is taken at")
     batch: int | None = setting(whole(at_least=1), default=None, doc="samples in one forward pass")
-    length: int | None = setting(whole(at_least=1), default=None, doc="tokens in one sequence")
 
     @property
     def settings(self) -> dict[str, int]:
         """The settings that were given, by name, and the seed."""
-        names = ("samples", "seed", "steps", "timesteps", "batch", "length")
+        names = ("samples", "seed", "steps", "batch")
         return {name: value for name in names if (value := getattr(self, name)) is not None}

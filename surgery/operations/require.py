@@ -39,7 +39,11 @@ class Require:
     """
 
     phase = Phase.VERIFY
-    metric: str = subject(str, doc=", ".join(METRICS))
+    metric: str = subject(
+        str,
+        doc=", ".join(METRICS) + "; `loss` is the denoising loss where that is measured, else the output error, and "
+        "`latency` is one eager forward pass at batch 1",
+    )
     bound: Comparison = comparison(doc="`1.02x` is relative to the original model; `95%`, `20ms`, `2GB` are absolute")
 
     @property

@@ -10,7 +10,7 @@ ROWS = {
     "selectors": {"text": str, "matched": list},
     "actions": {"clause": str, "site": str, "before": dict, "after": dict, "tensors": list},
     "criteria": {"by": str, "error": (int, float)},
-    "parity": {"what": str, "max_abs": (int, float), "tolerance": (int, float), "holds": bool},
+    "parity": {"what": str, "max_abs": (int, float, type(None)), "tolerance": (int, float), "holds": bool},
     "quality": {"metric": str, **CHANGE},
     "controls": {"name": str, "metrics": dict},
     "latency": {"mode": str},

@@ -45,8 +45,10 @@ def measured(row: dict) -> str:
     return f"{text}, {value / before:.3f}× the original" if before else text
 
 
-def scientific(value: float) -> str:
-    """Two significant digits: 1.2e-07."""
+def scientific(value: float | None) -> str:
+    """Two significant digits: 1.2e-07; None is what JSON has for NaN and infinity."""
+    if value is None:
+        return "not finite"
     return "0" if value == 0 else f"{value:.1e}"
 
 
