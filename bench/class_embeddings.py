@@ -20,12 +20,11 @@ from bench.harness import machine
 
 SHARES = ("38%", "66%", "80%", "90%")
 WAYS = {
-    "ours": "prune tail {share} of class embeddings",
+    "default (greedy + refit)": "prune tail {share} of class embeddings",
     "greedy + least squares": "prune tail {share} of class embeddings by greedy compensate=least-squares",
     "random + least squares": "prune random {share} of class embeddings compensate=least-squares seed={seed}",
     "per-vector |c| tail": "prune tail {share} of class embeddings by magnitude scope=per-vector",
     "per-vector |SiLU c| tail": "prune tail {share} of class embeddings by activation scope=per-vector",
-    "shared |c| tail, plain": "prune tail {share} of class embeddings by magnitude compensate=none",
     "per-vector |c| head": "prune head {share} of class embeddings by magnitude scope=per-vector",
     "random, plain": "prune random {share} of class embeddings compensate=none seed={seed}",
 }

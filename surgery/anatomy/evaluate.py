@@ -12,8 +12,8 @@ from surgery.anatomy.graphs import ancestors, attribute
 def evaluate(graph_module: GraphModule, wanted: Sequence[Node], given: Mapping[Node, Any]) -> list[Any]:
     """The values of `wanted` nodes when the `given` nodes (placeholders or inner nodes) have these values.
 
-    Only the ancestors of `wanted`, up to `given`, are run; gradients flow as the caller has them set. Raises KeyError for a placeholder that is needed
-    and not given.
+    Only the ancestors of `wanted`, up to `given`, are run; gradients flow as the caller has them set. Raises KeyError
+    for a placeholder that is needed and not given.
     """
     needed = ancestors(wanted, stop=given)
     values: dict[Node, Any] = dict(given)

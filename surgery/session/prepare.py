@@ -106,11 +106,12 @@ def prepare(
 ) -> Prepared:
     """Check the spec, open and capture the model, resolve selectors, plan the cuts.
 
-    `model` overrides the spec's own; `anatomy` is that model's, where it was captured before. Raises SpecError, SurgeryError (S2xx), CaptureError, RefusalError.
+    `model` overrides the spec's own; `anatomy` is that model's, where it was captured before. Raises
+    SpecError, SurgeryError (S2xx), CaptureError, RefusalError.
     """
     program = check(spec)
     opened = _open(program, model, example_inputs, weights, allow_import)
-    anatomy = inspect_model(opened.module, opened.example_inputs)
+    anatomy = anatomy or inspect_model(opened.module, opened.example_inputs)
     works, matches = [], []
     for operation in program.operations:
         sites = _sites(operation, anatomy, opened.reference)
