@@ -24,7 +24,6 @@ WAYS = {
     "greedy + least squares": "prune tail {share} of class embeddings by greedy compensate=least-squares",
     "random + least squares": "prune random {share} of class embeddings compensate=least-squares seed={seed}",
     "per-vector |c| tail": "prune tail {share} of class embeddings by magnitude scope=per-vector",
-    "per-vector |SiLU c| tail": "prune tail {share} of class embeddings by activation scope=per-vector",
     "per-vector |c| head": "prune head {share} of class embeddings by magnitude scope=per-vector",
     "random, plain": "prune random {share} of class embeddings compensate=none seed={seed}",
 }
