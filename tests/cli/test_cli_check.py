@@ -67,8 +67,8 @@ def test_json(good, bad, capsys):
     first, second = told["files"]
     assert first["ok"] and first["model"] == "zoo:digits-dit" and first["data"] is None
     assert [(one["verb"], one["phase"], one["place"]) for one in first["operations"]] == [
-        ("analyze", "analyze", f"{good}:4:1"),
-        ("prune", "shrink", f"{good}:3:1"),
+        ("analyze", "analyze", "good.surgery:4:1"),
+        ("prune", "shrink", "good.surgery:3:1"),
     ]
     assert not second["ok"]
     assert [(one["code"], one["line"], one["column"]) for one in second["diagnostics"]] == [
