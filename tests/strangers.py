@@ -35,20 +35,22 @@ class Sinusoid(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, modulated; `c` is what `prepare` made of it."""
+    """Two modulated halves, a linear layer and an MLP, or attention in place of the former."""
 
-    def __init__(self, width: int, *, bias: bool = True, activation: nn.Module | None = None):
+    def __init__(self, width: int, *, bias: bool = True, activation: nn.Module | None = None, attention: bool = False):
         super().__init__()
         self.activation = activation or nn.SiLU()
         self.modulation = nn.Linear(width, 6 * width, bias=bias)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width) if attention else None, nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def pieces(self, c):
         return self.modulation(self.activation(c)).unsqueeze(1).chunk(6, -1)
 
     def attend(self, x):
+        if self.qkv is None:
+            return self.proj(x)
         q, k, v = self.qkv(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -289,7 +291,7 @@ class Parallel(Plain):
     """Attention and MLP read the same normed tokens."""
 
     def make_block(self, width, index):
-        block = Block(width)
+        block = Block(width, attention=True)
 
         def forward(x, c):
             shift, scale, gate, *_ = block.pieces(c)
@@ -363,6 +365,9 @@ class NormedInBlock(Plain):
 
 class Token(Plain):
     """As in U-ViT: time and class are tokens of their own."""
+
+    def make_block(self, width, index):
+        return Block(width, attention=True)
 
     def tokens(self, x, c):
         return torch.cat([c[:, None], self.embed(x) + self.position], 1)

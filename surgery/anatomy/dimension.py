@@ -115,12 +115,8 @@ def trace_dimension(start: Node) -> Dimension:
                 consumers[user] = None
             elif not is_size_read(user):
                 obstacles[user] = Obstacle(user, f"{describe(user)} reads it")
-    order = {node: index for index, node in enumerate(start.graph.nodes)}
-
-    def sort(nodes) -> tuple[Node, ...]:
-        return tuple(sorted(nodes, key=order.__getitem__))
-
-    return Dimension(size, sort(seen), sort(producers), sort(consumers), tuple(obstacles[n] for n in sort(obstacles)))
+    found = (tuple(node for node in start.graph.nodes if node in group) for group in (seen, producers, consumers))
+    return Dimension(size, *found, tuple(obstacles[node] for node in start.graph.nodes if node in obstacles))
 
 
 def is_producer(node: Node) -> bool:

@@ -1,6 +1,7 @@
 """Shapes of a rewritten graph, recomputed where something changed."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,26 +13,25 @@ from surgery.anatomy.graphs import attribute
 
 
 def refresh(graph_module: GraphModule, changed: Iterable[Node]) -> list[Node]:
-    """Recompute `meta["val"]` of the changed nodes and of all that depend on them; returns nodes whose shape changed.
+    """Recompute `meta["val"]` of the changed nodes, and of what depends on them as far as shapes go on changing.
 
-    Raises what the operator raises when shapes no longer fit, with the node's name in a note.
+    Returns the nodes whose shape, dtype or layout is another. Raises what the operator raises when shapes no longer
+    fit, with the node's name in a note.
     """
     mode = _fake_mode(graph_module)
-    stale, reshaped = set(changed), []
+    due, reshaped = set(changed), []
     for node in graph_module.graph.nodes:
-        if node.op in ("placeholder", "output"):
+        if node not in due or node.op in ("placeholder", "output"):
             continue
-        if node not in stale and not stale.intersection(node.all_input_nodes):
-            continue
-        stale.add(node)
-        before = _sizes(node.meta.get("val"))
+        before = _form(node.meta.get("val"))
         try:
             node.meta["val"] = _compute(graph_module, node, mode)
         except Exception as error:
             error.add_note(f"at node `{node.name}` of the rewritten graph")
             raise
-        if _sizes(node.meta["val"]) != before:
+        if _form(node.meta["val"]) != before:
             reshaped.append(node)
+            due.update(node.users)
     return reshaped
 
 
@@ -51,5 +51,10 @@ def _compute(graph_module: GraphModule, node: Node, mode: FakeTensorMode):
         return node.target(*args, **kwargs)
 
 
-def _sizes(fake) -> list[str]:
-    return [str(tuple(leaf.shape)) if isinstance(leaf, torch.Tensor) else str(leaf) for leaf in tree_leaves(fake)]
+def _form(fake: Any) -> list[str]:
+    return [
+        f"{tuple(leaf.shape)} {leaf.stride()} {leaf.dtype} {leaf.device}"
+        if isinstance(leaf, torch.Tensor)
+        else str(leaf)
+        for leaf in tree_leaves(fake)
+    ]

@@ -43,7 +43,7 @@ def test_all_contradictions_are_told_at_once():
 @pytest.mark.parametrize("noun", ["attention", "mlp channels", "embeddings", "layers"])
 def test_other_targets_are_refused(noun):
     with pytest.raises(RefusalError, match="prune cannot cut") as caught:
-        strangers.works_of(strangers.anatomy_of("Plain"), f"prune 30% of {noun}")
+        strangers.works_of(strangers.anatomy_of("Parallel"), f"prune 30% of {noun}")
     assert caught.value.diagnostics[0].code == "S314"
 
 
