@@ -146,6 +146,16 @@ class Gelu(Plain):
         return F.gelu(c, approximate="tanh")
 
 
+class Sigmoidal(Plain):
+    """An activation that is not 0 at 0."""
+
+    def make_block(self, width, index):
+        return Block(width, activation=nn.Sigmoid())
+
+    def modulate(self, c):
+        return torch.sigmoid(c)
+
+
 class Swish(nn.Module):
     def forward(self, x):
         return x * torch.sigmoid(x)
@@ -472,6 +482,7 @@ CUT = {
         Axis,
         Hoisted,
         Gelu,
+        Sigmoidal,
         HandWritten,
         Linear,
         Projected,

@@ -78,55 +78,67 @@ def choose_support(
     of its own, and folds in closed form elsewhere.
     """
     problem = Problem.of(conditional_grid(anatomy, group, schedule))
-    plain = options.compensate == "none"
-    compensate = unchanged if plain else least_squares
-    name = "none" if plain else "least-squares"
+    folded = _folded(problem, _supports(problem, options, count), plain=options.compensate == "none")
+    if not _refits(problem, folded.keep, options):
+        return folded
+    return _refitted(problem, folded, options, progress) or folded
+
+
+def _folded(problem: Problem, supports: dict[str, Tensor], *, plain: bool) -> Choice:
+    """The support with the least error, what goes folded into what stays; with `plain`, only what c = 0 leaves."""
+    compensate, name = (unchanged, "none") if plain else (least_squares, "least-squares")
     measured = {
-        by: (keep, compensate(problem.moments, problem.weight, problem.bias, keep, gram=problem.gram))
-        for by, keep in _supports(problem, options, count).items()
+        by: compensate(problem.moments, problem.weight, problem.bias, keep, gram=problem.gram)
+        for by, keep in supports.items()
     }
-    best = min(measured, key=lambda by: measured[by][1].error)
-    keep, result = measured[best]
-    candidates = tuple(Candidate(by, name, made.error) for by, (_, made) in measured.items())
-    chosen = Candidate(best, name, result.error)
-    if plain:
-        return Choice(keep, chosen, candidates)
-    if options.compensate in ("refit", "match") or options.compensate == "auto" and _cost(problem, keep) <= AFFORDABLE:
-        found = refitted(problem, keep, chosen, candidates, options, progress)
-        if found is not None:
-            return found
-    return Choice(keep, chosen, candidates, linears=problem.linears(result.weight, result.bias))
+    best = min(measured, key=lambda by: measured[by].error)
+    candidates = tuple(Candidate(by, name, made.error) for by, made in measured.items())
+    keep, made = supports[best], measured[best]
+    linears = _at_zero(problem, keep) if plain else problem.linears(made.weight, made.bias)
+    return Choice(keep, Candidate(best, name, made.error), candidates, linears)
 
 
-def refitted(
-    problem: Problem,
-    keep: Tensor,
-    chosen: Candidate,
-    candidates: tuple[Candidate, ...],
-    options: Any,
-    progress: Callable[[str, int, int], None] | None,
+def _at_zero(problem: Problem, keep: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Consumers whose bias takes what dropped coordinates still say at c = 0; nothing to change where that is 0."""
+    dropped = torch.ones(problem.moments.width, dtype=torch.bool).index_fill(0, keep, False)
+    said = problem.grid.features(torch.zeros(1, len(dropped), dtype=torch.float64))[0][dropped]
+    if not said.any():
+        return {}
+    weight = problem.weight.double()
+    return problem.linears(weight[:, keep], problem.bias.double() + weight[:, dropped] @ said)
+
+
+def _refits(problem: Problem, keep: Tensor, options: Any) -> bool:
+    """Whether c itself is to move: where that was asked for, or by itself where it takes seconds."""
+    if options.compensate == "auto":
+        return _cost(problem, keep) <= AFFORDABLE
+    return options.compensate in ("refit", "match")
+
+
+def _refitted(
+    problem: Problem, folded: Choice, options: Any, progress: Callable[[str, int, int], None] | None
 ) -> Choice | None:
     """The kept coordinates moved too, where the time branch ends in a linear and the class in a table; else None.
 
     Raises RefusalError (S315) where `compensate=refit` asked for it and c is made otherwise.
     """
-    parts = _parts(problem.grid, keep)
+    parts = _parts(problem.grid, folded.keep)
     if parts is None:
-        if options.compensate in ("refit", "match"):
-            raise RefusalError(
-                "c is not the sum of a table and a linear layer alone, so it cannot be refitted",
-                code="S315",
-                span=options.clause.span if options.clause else None,
-                help="use compensate=least-squares",
-            )
-        return None
+        if options.compensate == "auto":
+            return None
+        raise RefusalError(
+            "c is not the sum of a table and a linear layer alone, so it cannot be refitted",
+            code="S315",
+            span=options.clause.span if options.clause else None,
+            help="use compensate=least-squares",
+        )
     conditioning, names = parts
-    iterations = max(ITERATIONS // 10, min(ITERATIONS, int(ITERATIONS * AFFORDABLE / 10 / _cost(problem, keep))))
+    iterations = _iterations(problem, folded.keep)
     found = refit(
         conditioning,
         problem.weight,
         problem.bias,
-        keep,
+        folded.keep,
         iterations=iterations,
         limit=PAIRS,
         seed=options.seed,
@@ -134,12 +146,20 @@ def refitted(
     )
     if not found.error < found.before:
         return None
-    moved = Candidate(chosen.by, "refit", found.error)
-    narrow = found.conditioning
+    moved = Candidate(folded.chosen.by, "refit", found.error)
+    linears = problem.linears(found.weight, found.bias)
+    return Choice(folded.keep, moved, (*folded.candidates, moved), linears, _made(found.conditioning, names))
+
+
+def _made(narrow: Conditioning, names: dict[str, str]) -> dict[str, tuple[Tensor, int]]:
+    """The narrower time layer and table by name, with the axis that was cut."""
     made = {names["weight"]: (narrow.time_weight, 0), names["table"]: (narrow.table, 1)}
-    if narrow.time_bias is not None:
-        made[names["bias"]] = (narrow.time_bias, 0)
-    return Choice(keep, moved, (*candidates, moved), problem.linears(found.weight, found.bias), made)
+    return made if narrow.time_bias is None else made | {names["bias"]: (narrow.time_bias, 0)}
+
+
+def _iterations(problem: Problem, keep: Tensor) -> int:
+    """All of them on a small grid, a tenth on a wide one."""
+    return max(ITERATIONS // 10, min(ITERATIONS, int(ITERATIONS * AFFORDABLE / 10 / _cost(problem, keep))))
 
 
 def _cost(problem: Problem, keep: Tensor) -> float:

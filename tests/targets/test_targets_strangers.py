@@ -11,7 +11,9 @@ from torch import nn
 from surgery.anatomy import inspect
 from surgery.anatomy.capture import call
 from surgery.anatomy.graphs import attribute, shape
+from surgery.passes.mask_vector import MaskVector
 from surgery.passes.provenance import provenance
+from surgery.passes.runner import run_passes
 from surgery.session.parity import parity
 from surgery.verify.size import flops, parameters
 
@@ -139,6 +141,18 @@ def test_without_compensation_removed_means_zero(name, by):
     anatomy = strangers.anatomy_of(name)
     made = strangers.rewrite(anatomy, f"prune 50% of class embeddings by {by} compensate=none")
     assert all(row["holds"] for row in parity(made.compact, made.masked, anatomy.inputs))
+
+
+@pytest.mark.parametrize("name", ["Plain", "Sigmoidal"])
+def test_removing_plainly_is_setting_c_to_zero(name):
+    anatomy = strangers.anatomy_of(name)
+    made = strangers.rewrite(anatomy, "prune 50% of class embeddings by magnitude compensate=none")
+    (work,) = made.works
+    keep = work.choose(anatomy, None).keep
+    vectors = tuple(site.vector.name for site in work.group.sites)
+    mask = MaskVector("", "", vectors, work.group.width, work.remove, keep=keep)
+    zeroed = run_passes(anatomy.graph_module, [mask])
+    assert all(row["holds"] for row in parity(made.compact, zeroed, anatomy.inputs))
 
 
 def test_flops_saved_are_those_counted():
