@@ -20,7 +20,7 @@ def test_explain(capsys):
     assert told(capsys, "explain", "S114").startswith("# a word has no meaning here\n")
     assert told(capsys, "explain", "s114") == told(capsys, "explain", "S114")
     assert "usage    data REFERENCE [samples=N]" in told(capsys, "explain", "data")
-    assert told(capsys, "explain", "length").startswith("length of data: ")
+    assert told(capsys, "explain", "steps").startswith("steps of data: ")
     assert "S101  a clause is not well-formed\n" in told(capsys, "explain", "--codes")
     document = json.loads(told(capsys, "explain", "S114", "--json"))
     assert (document["format"], document["kind"]) == ("surgery.explain/1", "code")

@@ -84,8 +84,8 @@ def test_a_torch_that_cannot_be_imported_is_told(monkeypatch):
 def test_no_compiler_is_a_warning(monkeypatch):
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
-    assert health.cxx().state == "warning"
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert health.cxx().state == "warning"
 
 
 def test_a_missing_shelf_is_broken(monkeypatch, tmp_path):

@@ -131,11 +131,11 @@ def test_compiled_latency_is_measured(cxx):
     mine(torch.ones(1, 8))
 
 
-def test_no_compiler_skips_the_compiled_row_and_says_why(monkeypatch, inductor_cache):
+def test_no_compiler_skips_the_compiled_row_and_says_why(inductor_cache):
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
-    rows = latency(Linear(8), Linear(8), lambda batch: (torch.ones(batch, 8),), batches=(3,), runs=3)
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        rows = latency(Linear(8), Linear(8), lambda batch: (torch.ones(batch, 8),), batches=(3,), runs=3)
     assert rows[1] == {"mode": "compiled", "batch": 3, "skipped": "no C++ compiler: torch.compile needs g++ or clang++"}
 
 
