@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import contents
+from bundle_cases import contents
 
 from surgery.bundle import folder as folders
 from surgery.bundle import load, save

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import capture, contents, inputs, same
+from bundle_cases import capture, contents, inputs, same
 
 from surgery.bundle import load, read_manifest, save
 from surgery.diagnostics import BundleError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import capture, contents, same
+from bundle_cases import capture, contents, same
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import capture, same
+from bundle_cases import capture, same
 from torch import nn
 from torch.export import Dim
 

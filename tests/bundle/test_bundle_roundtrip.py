@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Transformer, capture, contents, inputs, same
+from bundle_cases import Transformer, capture, contents, inputs, same
 from torch import nn
 
 from surgery.bundle import LoadedModule, load, read_manifest, save, value_of

@@ -7,7 +7,7 @@ import typing
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from conftest import capture, contents, same
+from bundle_cases import capture, contents, same
 from torch import Tensor, nn
 
 from surgery.bundle import Output, load, save

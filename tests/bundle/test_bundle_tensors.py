@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import capture, contents, same
+from bundle_cases import capture, contents, same
 from safetensors import safe_open
 from torch import nn
 
