@@ -57,10 +57,10 @@ def _actions(sheet: Sheet, document: dict, *, full: bool = False) -> None:
     for clause, place, actions in _by_clause(document.get("actions", ())):
         sheet.heading(clause, place)
         sheet.table(["site", "change", "left", "saved"], [_action_row(sheet, action) for action in actions], left=4)
+        told = [note for action in actions for note in (_choice(action), *action.get("notes", ()))]
+        for note in dict.fromkeys(filter(None, told)):  # copies of one site say the same
+            sheet.line(f"  {note}", "dim")
         for action in actions:
-            for note in [_choice(action), *action.get("notes", ())]:
-                if note:
-                    sheet.line(f"  {note}", "dim")
             if full:
                 sheet.table(["tensor", "before", "after"], [_tensor_row(row) for row in action.get("tensors", ())])
 
