@@ -159,7 +159,8 @@ def _speed_fact(document: dict) -> list[str]:
     gain, row = max(gains, key=lambda pair: pair[0])
     if gain < FASTER:
         return ["not faster here"]
-    return [f"{wording.times(gain)} faster ({row['mode']}, batch {row['batch']})"]
+    own = f", {wording.times(row['cut_ratio'])} of it the cut" if row.get("cut_ratio") else ""
+    return [f"{wording.times(gain)} faster ({row['mode']}, batch {row['batch']}{own})"]
 
 
 def _proof_fact(document: dict) -> str:
