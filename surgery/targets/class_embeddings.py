@@ -83,8 +83,10 @@ class ClassEmbeddings:
         )
 
     def settings(self) -> dict[str, Any]:
+        """The clause's options, those left to us as they come out: a mask folds nothing into weights."""
         named = ("side", "by", "scope", "when", "compensate", "multiple", "seed")
-        return {name: getattr(self.options, name) for name in named}
+        given = {name: getattr(self.options, name) for name in named}
+        return given if self.compacts else given | {"compensate": "none"}
 
     def choose(self, anatomy: Anatomy, schedule: Schedule | None, progress: Any = None) -> Choice | None:
         """Which coordinates stay and what makes up for the rest; None where each vector has its own."""
