@@ -1,12 +1,16 @@
 """What all tests share: golden files, rewritten by `pytest --update-golden`."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # As the command line does: threads that spin while they wait slow a shared machine down. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A runner in the background passes on that Ctrl-C is ignored; a person's shell does not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
