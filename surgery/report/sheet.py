@@ -64,7 +64,7 @@ class Sheet:
         self.show(Padding(table, (0, 0, 0, 2), expand=False))
 
     def show(self, renderable: RenderableType) -> None:
-        self.console.print(renderable, highlight=False)
+        self.console.print(renderable, highlight=False, soft_wrap=False)
 
     def bar(self, share: float) -> Text:
         full = round(BAR * min(max(share, 0.0), 1.0))
