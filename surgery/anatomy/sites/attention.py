@@ -116,7 +116,7 @@ def _linears_behind(node: Node) -> list[Node]:
             found.append(current)
         else:
             todo.extend(source for source in current.all_input_nodes if source.op == "call_function")
-    return sorted(found, key=lambda linear: list(linear.graph.nodes).index(linear))
+    return sorted(found)  # nodes compare by their place in the graph
 
 
 def _linear_ahead(node: Node) -> Node | None:
