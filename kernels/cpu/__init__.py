@@ -1,0 +1,1 @@
+"""Fast paths without a GPU: native kernels where a compiler is at hand, PyTorch otherwise."""

@@ -1,0 +1,1 @@
+"""How sparse patterns are stored: blocks, edges, bit tiles."""

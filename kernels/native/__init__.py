@@ -1,0 +1,5 @@
+"""CPU kernels in C++, compiled for this processor on first use, without torch's headers (a second or two each)."""
+
+from surgery.kernels.native.build import NativeUnavailable, available, library
+
+__all__ = ["NativeUnavailable", "available", "library"]

@@ -1,0 +1,1 @@
+"""The slow truth of each kernel, in plain PyTorch, any floating dtype."""

@@ -1,0 +1,37 @@
+"""What kernel tests share: Triton's interpreter without a GPU, poisoned allocations, inputs in guarded parents."""
+
+import os
+
+import pytest
+import torch
+
+# Read when a kernel is decorated, so before any of them is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """`torch.empty` gives NaN (integers: a huge number): what a kernel forgets to write is seen."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poison(getattr(torch, name)))
+
+
+def _poison(make):
+    def poisoned(*args, **kwargs):
+        made = make(*args, **kwargs)
+        if torch.compiler.is_compiling() or type(made) is not torch.Tensor or made.is_meta:
+            return made
+        if made.dtype.is_floating_point:
+            return made.fill_(float("nan"))
+        return made.fill_(torch.iinfo(made.dtype).max // 2) if made.dtype in (torch.int32, torch.int64) else made
+
+    return poisoned
+
+
+@pytest.fixture
+def device():
+    """Where kernels are tried: the GPU if there is one."""
+    return DEVICE
