@@ -22,7 +22,9 @@ from surgery.verify.timing import Timing, interleaved, speedup
 class Case:
     """One row: `ours` and each of `peers` name a candidate of the scene; `facts` go into the document as they are.
 
-    `name` stands alone; `label` is what a table under the scene's title needs of it.
+    `name` stands alone; `label` is what a table under the scene's title needs of it. `flops` and `bytes` are the least
+    that ours has to do and to move, for the roofline, at the dtype that `facts["dtype"]` names; `build_ms` is what
+    building the index cost, which `ours` does not include.
     """
 
     name: str
@@ -30,6 +32,9 @@ class Case:
     ours: str
     peers: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    flops: float | None = None
+    bytes: float | None = None
+    build_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,12 @@ class Options:
     clock: str
     runs: int
     device: str
+    only: str = ""
+    peers: tuple[str, ...] = ()
+
+    def wants(self, peer: str) -> bool:
+        """Whether a peer is to be measured: every one, unless `--peers` names some."""
+        return not self.peers or peer in self.peers
 
 
 def options(description: str, argv: list[str] | None = None) -> Options:
@@ -64,29 +75,50 @@ def options(description: str, argv: list[str] | None = None) -> Options:
     parser.add_argument("--clock", choices=("auto", "wall", "cpu"), default="auto", help="auto: cpu with one thread")
     parser.add_argument("--runs", type=int, help="rounds per scene")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only scenes with this text in a case's name")
+    parser.add_argument("--peers", default="", metavar="NAMES", help="only these peers, by commas (default: all)")
     given = parser.parse_args(argv)
     clock = given.clock if given.clock != "auto" else "cpu" if given.threads == 1 else "wall"
     if clock == "cpu" and given.threads != 1:
         parser.error("--clock cpu counts one thread only: use it with --threads 1")
     runs = given.runs or (9 if given.quick else 21)
-    return Options(given.quick, given.json, given.out, given.threads, clock, runs, given.device)
+    peers = tuple(name.strip() for name in given.peers.split(",") if name.strip())
+    return Options(given.quick, given.json, given.out, given.threads, clock, runs, given.device, given.only, peers)
 
 
 def measure(scene: Scene, asked: Options) -> list[dict[str, Any]]:
-    """The rows of a scene: {case, ours_ms, peers_ms, ratio} and, for the document, quartiles and facts."""
-    times = interleaved(
-        scene.candidates, runs=asked.runs, warmup=3, budget_s=40, device=asked.device, clock=asked.clock
-    )
-    return [row(case, times) for case in scene.cases]
+    """The rows of a scene: {case, ours_ms, peers_ms, ratio} and, for the document, quartiles, roofline and facts."""
+    measured = {name: call for name, call in scene.candidates.items() if measurable(name, scene, asked)}
+    times = interleaved(measured, runs=asked.runs, warmup=3, budget_s=40, device=asked.device, clock=asked.clock)
+    return [row(case, times) | roofline(case, times[case.ours], asked) for case in scene.cases]
+
+
+def measurable(name: str, scene: Scene, asked: Options) -> bool:
+    """Ours always, a peer if it is wanted."""
+    return any(name == case.ours for case in scene.cases) or asked.wants(name)
+
+
+def roofline(case: Case, ours: Timing, asked: Options) -> dict[str, Any]:
+    """{build_ms, roofline} as far as the case says what it does; `share` is of the time that the ceilings allow."""
+    found: dict[str, Any] = {} if case.build_ms is None else {"build_ms": round(case.build_ms, 3)}
+    if case.flops is None or case.bytes is None:
+        return found
+    from bench.roofline import ceiling
+
+    dtype = str(case.facts.get("dtype", "fp32"))
+    dtype = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(dtype, dtype)
+    seconds, bound = ceiling(dtype, asked.device, asked.clock).seconds(case.flops, case.bytes)
+    share = round(seconds * 1e3 / ours.median_ms, 3)
+    return found | {"roofline": {"flops": case.flops, "bytes": case.bytes, "bound": bound, "share": share}}
 
 
 def row(case: Case, times: Mapping[str, Timing]) -> dict[str, Any]:
     ours = times[case.ours]
-    ratios = {peer: speedup(times[peer], ours) for peer in case.peers}
+    ratios = {peer: speedup(times[peer], ours) for peer in case.peers if peer in times}
     return {
         "case": case.name,
         "ours_ms": round(ours.median_ms, 4),
-        "peers_ms": {peer: round(times[peer].median_ms, 4) for peer in case.peers},
+        "peers_ms": {peer: round(times[peer].median_ms, 4) for peer in ratios},
         "ratio": {peer: round(ratio.median, 3) for peer, ratio in ratios.items()},
         "quartiles": {peer: [round(ratio.low, 3), round(ratio.high, 3)] for peer, ratio in ratios.items()},
         "runs": ours.runs,
@@ -102,8 +134,10 @@ def main(name: str, scenes: Callable[[Options], Iterable[Scene]], argv: list[str
     if asked.threads:
         torch.set_num_threads(asked.threads)
     rows: list[dict[str, Any]] = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for scene in scenes(asked):
+            if not any(asked.only in case.name for case in scene.cases):
+                continue
             measured = measure(scene, asked)
             json_lines(measured) if asked.json else table(scene, measured)
             rows += measured
@@ -112,9 +146,12 @@ def main(name: str, scenes: Callable[[Options], Iterable[Scene]], argv: list[str
     return 0
 
 
+PRINTED = ("case", "ours_ms", "peers_ms", "ratio", "build_ms", "roofline")
+
+
 def json_lines(rows: Iterable[dict[str, Any]]) -> None:
     for entry in rows:
-        print(json.dumps({key: entry[key] for key in ("case", "ours_ms", "peers_ms", "ratio")}), flush=True)
+        print(json.dumps({key: entry[key] for key in PRINTED if key in entry}), flush=True)
 
 
 def table(scene: Scene, rows: list[dict[str, Any]]) -> None:
@@ -127,10 +164,17 @@ def table(scene: Scene, rows: list[dict[str, Any]]) -> None:
     shown = Table(title=scene.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
     shown.add_column("")
     shown.add_column("ms", justify="right")
+    built = any("build_ms" in entry for entry in rows)
+    roofed = any("roofline" in entry for entry in rows)
+    for heading in ["index\nms"] * built + ["of the\nroofline"] * roofed:
+        shown.add_column(heading, justify="right")
     for peer, ms in times.items():
         shown.add_column(f"{peer}\n{ms:.2f} ms", justify="right")
     for case, entry in zip(scene.cases, rows, strict=True):
-        shown.add_row(case.label, f"{entry['ours_ms']:.2f}", *(against(entry, peer) for peer in times))
+        index = [f"{entry['build_ms']:.1f}" if "build_ms" in entry else ""] * built
+        share = [f"{entry['roofline']['share']:.0%}" if "roofline" in entry else ""] * roofed
+        ratios = (against(entry, peer) for peer in times)
+        shown.add_row(case.label, f"{entry['ours_ms']:.3g}", *index, *share, *ratios)
     Console().print(shown)
 
 

@@ -1,0 +1,1 @@
+"""The cases of the attention benchmark, a file per operator."""
