@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery.verify.timing import Timing, interleaved, speedup
+from surgery.interleave import Timing, interleaved, speedup
 
 
 @dataclass(frozen=True)

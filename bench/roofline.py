@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from surgery.verify.interleave import interleaved
+from surgery.interleave import interleaved
 
 STREAM_BYTES = 256 << 20
 PRODUCT = 2048

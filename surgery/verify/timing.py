@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgery.verify.interleave import Ratio, Timing, interleaved, speedup
+from surgery.interleave import Ratio, Timing, interleaved, speedup
 
 __all__ = ["Ratio", "Timing", "interleaved", "latency", "speedup"]
 

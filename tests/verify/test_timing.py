@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from surgery.verify import interleave
-from surgery.verify.interleave import Timing, interleaved, quartiles, speedup, turn
+from surgery import interleave
+from surgery.interleave import Timing, interleaved, quartiles, speedup, turn
 from surgery.verify.timing import latency
 
 
