@@ -9,7 +9,8 @@ a kernel would then be compiled anew for every mask.
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,29 @@ def table(operator: str) -> dict[str, tuple[Config, ...]]:
     return {arch: tuple(Config(**row) for row in rows) for arch, rows in read.items() if arch != "measured"}
 
 
+_instead: dict[tuple[str, str], tuple[Config, ...]] = {}
+
+
 def shipped(operator: str, arch: str) -> tuple[Config, ...]:
     """All rows of an operator for an architecture: what is compiled ahead in the tests."""
+    if (operator, arch) in _instead:
+        return _instead[operator, arch]
     return table(operator).get(arch, ())
+
+
+@contextmanager
+def substituted(operator: str, arch: str, rows: tuple[Config, ...]) -> Iterator[None]:
+    """Let a table ship other rows for an architecture, until the block ends: how candidates are tried."""
+    before = _instead.get((operator, arch))
+    _instead[operator, arch] = rows
+    pick.cache_clear()
+    try:
+        yield
+    finally:
+        _instead.pop((operator, arch))
+        if before is not None:
+            _instead[operator, arch] = before
+        pick.cache_clear()
 
 
 @functools.cache
