@@ -61,6 +61,7 @@ def store_tile(base, tile, rows, columns, row_stride, row_count, column_count, C
 @triton.jit
 def unpack_bits(words, columns, WORDS: tl.constexpr):
     """Bool [rows, columns] from bits: `words` points at each row's first word, column j is bit j % 32 of word j // 32.
+    A tile narrower than a word may begin within one: its columns then do not count from 0.
 
     A word is loaded once per row and spread over its 32 columns in registers, so that no 2-D tile is loaded or moved.
     """

@@ -1,0 +1,131 @@
+"""Block-sparse attention, gradient of the queries: dq = scale · [p ∘ (dout vᵀ - delta)] k, delta = Σ out ∘ dout.
+
+p is made again from q, k and the forward's log-sum-exp. A program owns a tile of query rows, so that nothing is added
+across programs; it writes delta [B, Hq, Sq] too, which the kernel for dk and dv reads after it.
+
+Reference: `surgery.kernels.reference.block_attention.backward`. Source: FlashAttention-2 (Dao, 2023), algorithm 2.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from surgery.kernels.aot.manifest import Compilation
+from surgery.kernels.triton._blocks import Grid, bit_words, compilation, config, contiguous_rows, variants
+from surgery.kernels.triton._common import LOG2E, load_tile, padded_dim, store_tile, unpack_bits
+from torch import Tensor
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def descend(
+    gradient, tile, grad_tile, ends, delta, k, v, k_row, v_row, first_key, words, first_bit, keys, dim, scale,
+    MASKED: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Take in one tile of keys; `ends` is the log-sum-exp in base 2, finite."""
+    local = tl.arange(0, TILE_K)
+    columns = tl.arange(0, DIM)
+    key_tile = load_tile(k, first_key + local, columns, k_row, keys, dim, MASKED, PADDED)
+    weights = tl.exp2(tl.dot(tile, tl.trans(key_tile), input_precision="ieee") * scale - ends[:, None])
+    if MASKED:
+        weights = tl.where(unpack_bits(words, first_bit + local, (TILE_K + 31) // 32), weights, 0.0)
+    value_tile = load_tile(v, first_key + local, columns, v_row, keys, dim, MASKED, PADDED)
+    pulls = tl.dot(grad_tile, tl.trans(value_tile), input_precision="ieee")
+    slopes = weights * (pulls - delta[:, None])
+    return tl.dot(slopes.to(key_tile.dtype), key_tile, gradient, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["heads", "group", "pattern_batch", "pattern_head", "split_shift", "words_per_row"])
+def dq(
+    q, k, v, out, grad_out, lse, delta, grad_q, full_ptr, full_idx, part_ptr, part_idx, part_bits,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    out_batch, out_head, out_row, grad_batch, grad_head, grad_row,
+    heads, group, pattern_batch, pattern_head, queries, keys, dim, tiles, block_rows, block_q, block_k,
+    split_shift, words_per_row, scale, scale_base2,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """A program: one tile of query rows, the last rows first as in the forward."""
+    tile_index = tiles - 1 - tl.program_id(0) % tiles
+    line = (tl.program_id(0) // tiles).to(tl.int64)
+    batch, head = line // heads, line % heads
+    first_row = tile_index * TILE_Q
+    block_row = (batch * pattern_batch + head * pattern_head) * block_rows + first_row // block_q
+
+    rows, columns = first_row + tl.arange(0, TILE_Q), tl.arange(0, DIM)
+    tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, PADDED)
+    out += batch * out_batch + head * out_head
+    grad_out += batch * grad_batch + head * grad_head
+    out_tile = load_tile(out, rows, columns, out_row, queries, dim, True, PADDED)
+    grad_tile = load_tile(grad_out, rows, columns, grad_row, queries, dim, True, PADDED)
+    products = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
+    own = line * queries
+    tl.store(delta + own + rows, products, mask=rows < queries)
+    ends = tl.load(lse + own + rows, mask=rows < queries, other=0.0) * 1.4426950408889634
+    ends = tl.where(ends == float("-inf"), 0.0, ends)  # a row without a key: all its weights are masked
+    k += batch * k_batch + (head // group) * k_head
+    v += batch * v_batch + (head // group) * v_head
+
+    gradient = tl.zeros([TILE_Q, DIM], tl.float32)
+    splits = (1 << split_shift) - 1
+    start, stop = tl.load(full_ptr + block_row), tl.load(full_ptr + block_row + 1)
+    for step in range(start << split_shift, stop << split_shift):
+        first_key = tl.load(full_idx + (step >> split_shift)) * block_k + (step & splits) * TILE_K
+        gradient = descend(
+            gradient, tile, grad_tile, ends, products, k, v, k_row, v_row, first_key, part_bits, 0, keys, dim,
+            scale_base2, False, TILE_K, DIM, PADDED,
+        )  # fmt: skip
+
+    start, stop = tl.load(part_ptr + block_row), tl.load(part_ptr + block_row + 1)
+    row_words = part_bits + (first_row % block_q + tl.arange(0, TILE_Q)) * words_per_row
+    for step in range(start << split_shift, stop << split_shift):
+        position = step >> split_shift
+        first_column = (step & splits) * TILE_K
+        first_key = tl.load(part_idx + position) * block_k + first_column
+        words = row_words + position.to(tl.int64) * block_q * words_per_row + first_column // 32
+        gradient = descend(
+            gradient, tile, grad_tile, ends, products, k, v, k_row, v_row, first_key, words, first_column % 32, keys,
+            dim, scale_base2, True, TILE_K, DIM, PADDED,
+        )  # fmt: skip
+
+    store_tile(grad_q + own * dim, gradient * scale, rows, columns, dim, queries, dim, PADDED)
+
+
+def block_attention_dq(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    layout: Sequence[Tensor], block: tuple[int, int], scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(dq as q, contiguous; delta fp32 [B, Hq, Sq])."""
+    grad_out, q, k, v, out = (contiguous_rows(each) for each in (grad_out, q, k, v, out))
+    grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    delta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if grad_q.numel() == 0:
+        return grad_q, delta
+    row, grid, dim = config("dq", q, block), Grid.of(q, k, layout, block), q.shape[-1]
+    tiles = grid.block_rows * (block[0] // row.blocks["TILE_Q"])
+    strides = [stride for each in (q, k, v, out, grad_out) for stride in each.stride()[:3]]
+    dq[(tiles * grid.batch * grid.heads,)](
+        q, k, v, out, grad_out, lse.contiguous(), delta, grad_q, *layout[:5], *strides,
+        grid.heads, grid.group, *grid.pattern_strides, q.shape[2], k.shape[2], dim, tiles, grid.block_rows, *block,
+        (block[1] // row.blocks["TILE_K"]).bit_length() - 1, bit_words(block), float(scale), float(scale) * LOG2E,
+        DIM=padded_dim(dim), PADDED=padded_dim(dim) != dim, **row.launch,
+    )  # fmt: skip
+    return grad_q, delta
+
+
+POINTERS = (
+    "q:* k:* v:* out:* grad_out:* lse:*fp32 delta:*fp32 grad_q:* "
+    "full_ptr:*i32 full_idx:*i32 part_ptr:*i32 part_idx:*i32 part_bits:*i32"
+)
+NUMBERS = (
+    "q_batch:i32 q_head:i32 q_row:i32 k_batch:i32 k_head:i32 k_row:i32 v_batch:i32 v_head:i32 v_row:i32 "
+    "out_batch:i32 out_head:i32 out_row:i32 grad_batch:i32 grad_head:i32 grad_row:i32 "
+    "heads:i32 group:i32 pattern_batch:i32 pattern_head:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_rows:i32 "
+    "block_q:i32 block_k:i32 split_shift:i32 words_per_row:i32 scale:fp32 scale_base2:fp32"
+)
+
+
+def compilations(arch: str) -> Iterator[Compilation]:
+    """Every shipped row."""
+    for row, padded in variants("dq", arch):
+        yield compilation("dq", POINTERS, NUMBERS, row, padded, wide="TILE_Q")
