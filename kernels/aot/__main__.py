@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from surgery.kernels.aot import golden, manifest, table
 from surgery.kernels.aot.environment import EnvironmentFailed, python_with
 from surgery.kernels.aot.pool import Pool

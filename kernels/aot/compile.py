@@ -8,13 +8,12 @@ from pathlib import Path
 from types import ModuleType
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
-
 from surgery.kernels.aot.manifest import Compilation
 from surgery.kernels.aot.resources import Resources, count_instructions, read_amdgcn, read_ptxas, slow_dots
 from surgery.kernels.aot.targets import TARGETS
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 # A record of the cache holds for the code that made it.
 MAKER = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in ("compile", "resources", "targets"))

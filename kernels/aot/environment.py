@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from surgery.kernels.aot import cache
+
 from surgery.layout import PACKAGE
 
 # Triton before 3.7 cannot interpret `range(lo, hi)` over loaded bounds with a newer one.

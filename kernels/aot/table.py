@@ -7,7 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
 from surgery.kernels.aot.resources import INSTRUCTIONS
 from surgery.kernels.aot.survey import Row
 
