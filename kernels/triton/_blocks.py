@@ -74,7 +74,7 @@ def contiguous_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def bit_words(block: tuple[int, int]) -> int:
+def words_of(block: tuple[int, int]) -> int:
     """32-bit words in a row of a partial block."""
     return -(-block[1] // 32)
 
@@ -100,9 +100,8 @@ def compilation(kernel: str, pointers: str, numbers: str, row: Config, padded: b
     types = [word.split(":") for word in f"{pointers} {numbers}".split()]
     signature = {name: element if kind == "*" else kind for name, kind in types}
     constants = {**row.blocks, "DIM": padded_dim(row.dim), "PADDED": padded}
-    aligned = tuple(
-        name for name, kind in signature.items() if kind.startswith("*") or name.endswith(("_row", "_head"))
-    )
+    strides = ("_batch", "_head", "_row")
+    aligned = tuple(name for name, kind in signature.items() if kind[0] == "*" or name.endswith((*strides, "dim")))
     tensor_cores = row.dtype == "bf16"
     expects: Mapping[str, Any] = {"gfx942": ("mfma",)} if tensor_cores else {}
     if tensor_cores and row.blocks[wide] >= 64:

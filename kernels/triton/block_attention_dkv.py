@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._blocks import Grid, bit_words, compilation, config, contiguous_rows, variants
+from surgery.kernels.triton._blocks import Grid, compilation, config, contiguous_rows, variants, words_of
 from surgery.kernels.triton._common import LOG2E, load_tile, padded_dim, store_tile
 from torch import Tensor
 
@@ -20,7 +20,7 @@ import triton.language as tl
 
 
 @triton.jit
-def unpack_column_bits(words, words_per_row, key_columns, WORDS: tl.constexpr):
+def unpack_column_bits(words, bit_words, key_columns, WORDS: tl.constexpr):
     """Bool [keys, queries] from bits stored by query row: `unpack_bits`, turned."""
     chosen = tl.load(words)[None, :] + tl.zeros_like(key_columns)[:, None]
     for word in tl.static_range(1, WORDS):
@@ -31,7 +31,7 @@ def unpack_column_bits(words, words_per_row, key_columns, WORDS: tl.constexpr):
 @triton.jit
 def descend(
     grad_key, grad_value, key_tile, value_tile, q, grad_out, lse, delta, q_row, grad_row, first_row, words,
-    first_bit, words_per_row, queries, dim, scale,
+    first_bit, bit_words, queries, dim, scale,
     MASKED: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Take in one tile of query rows."""
@@ -46,7 +46,7 @@ def descend(
         middle = tl.load(delta + rows)
     weights = tl.exp2(tl.dot(key_tile, tl.trans(tile), input_precision="ieee") * scale - ends[None, :])
     if MASKED:
-        kept = unpack_column_bits(words, words_per_row, first_bit + tl.arange(0, TILE_K), (TILE_K + 31) // 32)
+        kept = unpack_column_bits(words, bit_words, first_bit + tl.arange(0, TILE_K), (TILE_K + 31) // 32)
         weights = tl.where(kept, weights, 0.0)
     grad_tile = load_tile(grad_out, rows, columns, grad_row, queries, dim, MASKED, PADDED)
     grad_value = tl.dot(weights.to(grad_tile.dtype), grad_tile, grad_value, input_precision="ieee")
@@ -56,13 +56,13 @@ def descend(
     return grad_key, grad_value
 
 
-@triton.jit(do_not_specialize=["heads", "group", "pattern_batch", "pattern_head", "split_shift", "words_per_row"])
+@triton.jit(do_not_specialize=["heads", "group", "batch_patterns", "head_patterns", "split_shift", "bit_words"])
 def dkv(
     q, k, v, grad_out, lse, delta, grad_k, grad_v,
     full_ptr, full_idx, part_ptr, part_idx, part_map, part_bits,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, grad_batch, grad_head, grad_row,
-    heads, group, pattern_batch, pattern_head, queries, keys, dim, tiles, block_columns, block_q, block_k,
-    split_shift, words_per_row, scale, scale_base2,
+    heads, group, batch_patterns, head_patterns, queries, keys, dim, tiles, block_columns, block_q, block_k,
+    split_shift, bit_words, scale, scale_base2,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of keys. The first keys start first, since under a causal mask they have the most queries."""
@@ -82,7 +82,7 @@ def dkv(
 
     for member in range(0, group):
         head = key_head * group + member
-        block_column = (batch * pattern_batch + head * pattern_head) * block_columns + first_key // block_k
+        block_column = (batch * batch_patterns + head * head_patterns) * block_columns + first_key // block_k
         own_q = q + batch * q_batch + head * q_head
         own_grad = grad_out + batch * grad_batch + head * grad_head
         own = (batch * heads + head) * queries
@@ -92,19 +92,19 @@ def dkv(
             first_row = tl.load(full_idx + (step >> split_shift)) * block_q + (step & splits) * TILE_Q
             grad_key, grad_value = descend(
                 grad_key, grad_value, key_tile, value_tile, own_q, own_grad, lse + own, delta + own, q_row, grad_row,
-                first_row, part_bits, 0, words_per_row, queries, dim, scale_base2, False, TILE_Q, TILE_K, DIM, PADDED,
+                first_row, part_bits, 0, bit_words, queries, dim, scale_base2, False, TILE_Q, TILE_K, DIM, PADDED,
             )  # fmt: skip
 
         start, stop = tl.load(part_ptr + block_column), tl.load(part_ptr + block_column + 1)
         for step in range(start << split_shift, stop << split_shift):
             row_in_block = (step & splits) * TILE_Q
             first_row = tl.load(part_idx + (step >> split_shift)) * block_q + row_in_block
-            block_words = tl.load(part_map + (step >> split_shift)).to(tl.int64) * block_q * words_per_row
+            block_words = tl.load(part_map + (step >> split_shift)).to(tl.int64) * block_q * bit_words
             words = part_bits + block_words + column_in_block // 32
-            words += (row_in_block + tl.arange(0, TILE_Q)) * words_per_row
+            words += (row_in_block + tl.arange(0, TILE_Q)) * bit_words
             grad_key, grad_value = descend(
                 grad_key, grad_value, key_tile, value_tile, own_q, own_grad, lse + own, delta + own, q_row, grad_row,
-                first_row, words, column_in_block % 32, words_per_row, queries, dim, scale_base2, True,
+                first_row, words, column_in_block % 32, bit_words, queries, dim, scale_base2, True,
                 TILE_Q, TILE_K, DIM, PADDED,
             )  # fmt: skip
 
@@ -131,7 +131,7 @@ def block_attention_dkv(
     dkv[(tiles * grid.batch * k.shape[1],)](
         q, k, v, grad_out, lse.contiguous(), delta, grad_k, grad_v, *layout[5:], layout[4], *strides,
         grid.heads, grid.group, *grid.pattern_strides, q.shape[2], k.shape[2], dim, tiles, grid.block_columns, *block,
-        (block[0] // row.blocks["TILE_Q"]).bit_length() - 1, bit_words(block), float(scale), float(scale) * LOG2E,
+        (block[0] // row.blocks["TILE_Q"]).bit_length() - 1, words_of(block), float(scale), float(scale) * LOG2E,
         DIM=padded_dim(dim), PADDED=padded_dim(dim) != dim, **row.launch,
     )  # fmt: skip
     return grad_k, grad_v
@@ -144,8 +144,8 @@ POINTERS = (
 NUMBERS = (
     "q_batch:i32 q_head:i32 q_row:i32 k_batch:i32 k_head:i32 k_row:i32 v_batch:i32 v_head:i32 v_row:i32 "
     "grad_batch:i32 grad_head:i32 grad_row:i32 "
-    "heads:i32 group:i32 pattern_batch:i32 pattern_head:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_columns:i32 "
-    "block_q:i32 block_k:i32 split_shift:i32 words_per_row:i32 scale:fp32 scale_base2:fp32"
+    "heads:i32 group:i32 batch_patterns:i32 head_patterns:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_columns:i32 "
+    "block_q:i32 block_k:i32 split_shift:i32 bit_words:i32 scale:fp32 scale_base2:fp32"
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._blocks import Grid, bit_words, compilation, config, contiguous_rows, variants
+from surgery.kernels.triton._blocks import Grid, compilation, config, contiguous_rows, variants, words_of
 from surgery.kernels.triton._common import LOG2E, load_tile, padded_dim, store_tile, unpack_bits
 from torch import Tensor
 
@@ -36,13 +36,13 @@ def descend(
     return tl.dot(slopes.to(key_tile.dtype), key_tile, gradient, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["heads", "group", "pattern_batch", "pattern_head", "split_shift", "words_per_row"])
+@triton.jit(do_not_specialize=["heads", "group", "batch_patterns", "head_patterns", "split_shift", "bit_words"])
 def dq(
     q, k, v, out, grad_out, lse, delta, grad_q, full_ptr, full_idx, part_ptr, part_idx, part_bits,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     out_batch, out_head, out_row, grad_batch, grad_head, grad_row,
-    heads, group, pattern_batch, pattern_head, queries, keys, dim, tiles, block_rows, block_q, block_k,
-    split_shift, words_per_row, scale, scale_base2,
+    heads, group, batch_patterns, head_patterns, queries, keys, dim, tiles, block_rows, block_q, block_k,
+    split_shift, bit_words, scale, scale_base2,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of query rows, the last rows first as in the forward."""
@@ -50,7 +50,7 @@ def dq(
     line = (tl.program_id(0) // tiles).to(tl.int64)
     batch, head = line // heads, line % heads
     first_row = tile_index * TILE_Q
-    block_row = (batch * pattern_batch + head * pattern_head) * block_rows + first_row // block_q
+    block_row = (batch * batch_patterns + head * head_patterns) * block_rows + first_row // block_q
 
     rows, columns = first_row + tl.arange(0, TILE_Q), tl.arange(0, DIM)
     tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, PADDED)
@@ -77,12 +77,12 @@ def dq(
         )  # fmt: skip
 
     start, stop = tl.load(part_ptr + block_row), tl.load(part_ptr + block_row + 1)
-    row_words = part_bits + (first_row % block_q + tl.arange(0, TILE_Q)) * words_per_row
+    row_words = part_bits + (first_row % block_q + tl.arange(0, TILE_Q)) * bit_words
     for step in range(start << split_shift, stop << split_shift):
         position = step >> split_shift
         first_column = (step & splits) * TILE_K
         first_key = tl.load(part_idx + position) * block_k + first_column
-        words = row_words + position.to(tl.int64) * block_q * words_per_row + first_column // 32
+        words = row_words + position.to(tl.int64) * block_q * bit_words + first_column // 32
         gradient = descend(
             gradient, tile, grad_tile, ends, products, k, v, k_row, v_row, first_key, words, first_column % 32, keys,
             dim, scale_base2, True, TILE_K, DIM, PADDED,
@@ -107,7 +107,7 @@ def block_attention_dq(
     dq[(tiles * grid.batch * grid.heads,)](
         q, k, v, out, grad_out, lse.contiguous(), delta, grad_q, *layout[:5], *strides,
         grid.heads, grid.group, *grid.pattern_strides, q.shape[2], k.shape[2], dim, tiles, grid.block_rows, *block,
-        (block[1] // row.blocks["TILE_K"]).bit_length() - 1, bit_words(block), float(scale), float(scale) * LOG2E,
+        (block[1] // row.blocks["TILE_K"]).bit_length() - 1, words_of(block), float(scale), float(scale) * LOG2E,
         DIM=padded_dim(dim), PADDED=padded_dim(dim) != dim, **row.launch,
     )  # fmt: skip
     return grad_q, delta
@@ -120,8 +120,8 @@ POINTERS = (
 NUMBERS = (
     "q_batch:i32 q_head:i32 q_row:i32 k_batch:i32 k_head:i32 k_row:i32 v_batch:i32 v_head:i32 v_row:i32 "
     "out_batch:i32 out_head:i32 out_row:i32 grad_batch:i32 grad_head:i32 grad_row:i32 "
-    "heads:i32 group:i32 pattern_batch:i32 pattern_head:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_rows:i32 "
-    "block_q:i32 block_k:i32 split_shift:i32 words_per_row:i32 scale:fp32 scale_base2:fp32"
+    "heads:i32 group:i32 batch_patterns:i32 head_patterns:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_rows:i32 "
+    "block_q:i32 block_k:i32 split_shift:i32 bit_words:i32 scale:fp32 scale_base2:fp32"
 )
 
 

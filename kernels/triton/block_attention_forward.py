@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._blocks import Grid, bit_words, compilation, config, contiguous_rows, variants
+from surgery.kernels.triton._blocks import Grid, compilation, config, contiguous_rows, variants, words_of
 from surgery.kernels.triton._common import (
     LOG2E,
     load_tile,
@@ -46,12 +46,12 @@ def attend(
     return sums, peak, total
 
 
-@triton.jit(do_not_specialize=["heads", "group", "pattern_batch", "pattern_head", "split_shift", "words_per_row"])
+@triton.jit(do_not_specialize=["heads", "group", "batch_patterns", "head_patterns", "split_shift", "bit_words"])
 def forward(
     q, k, v, out, lse, full_ptr, full_idx, part_ptr, part_idx, part_bits,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    heads, group, pattern_batch, pattern_head, queries, keys, dim, tiles, block_rows, block_q, block_k,
-    split_shift, words_per_row, scale,
+    heads, group, batch_patterns, head_patterns, queries, keys, dim, tiles, block_rows, block_q, block_k,
+    split_shift, bit_words, scale,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of query rows. The last rows start first, since under a causal mask they are the longest."""
@@ -59,7 +59,7 @@ def forward(
     line = (tl.program_id(0) // tiles).to(tl.int64)
     batch, head = line // heads, line % heads
     first_row = tile_index * TILE_Q
-    block_row = (batch * pattern_batch + head * pattern_head) * block_rows + first_row // block_q
+    block_row = (batch * batch_patterns + head * head_patterns) * block_rows + first_row // block_q
 
     rows, columns = first_row + tl.arange(0, TILE_Q), tl.arange(0, DIM)
     tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, PADDED)
@@ -80,12 +80,12 @@ def forward(
         )  # fmt: skip
 
     start, stop = tl.load(part_ptr + block_row), tl.load(part_ptr + block_row + 1)
-    row_words = part_bits + (first_row % block_q + tl.arange(0, TILE_Q)) * words_per_row
+    row_words = part_bits + (first_row % block_q + tl.arange(0, TILE_Q)) * bit_words
     for step in range(start << split_shift, stop << split_shift):
         position = step >> split_shift
         first_column = (step & splits) * TILE_K
         first_key = tl.load(part_idx + position) * block_k + first_column
-        words = row_words + position.to(tl.int64) * block_q * words_per_row + first_column // 32
+        words = row_words + position.to(tl.int64) * block_q * bit_words + first_column // 32
         sums, peak, total = attend(
             tile, sums, peak, total, k, v, k_row, v_row, first_key, words, first_column % 32, keys, dim, scale,
             True, TILE_K, DIM, PADDED,
@@ -111,7 +111,7 @@ def block_attention_forward(
     forward[(tiles * grid.batch * grid.heads,)](
         q, k, v, out, lse, *layout[:5], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         grid.heads, grid.group, *grid.pattern_strides, q.shape[2], k.shape[2], dim, tiles, grid.block_rows, *block,
-        (block[1] // row.blocks["TILE_K"]).bit_length() - 1, bit_words(block), float(scale) * LOG2E,
+        (block[1] // row.blocks["TILE_K"]).bit_length() - 1, words_of(block), float(scale) * LOG2E,
         DIM=padded_dim(dim), PADDED=padded_dim(dim) != dim, **row.launch,
     )  # fmt: skip
     return out, lse
@@ -120,8 +120,8 @@ def block_attention_forward(
 POINTERS = "q:* k:* v:* out:* lse:*fp32 full_ptr:*i32 full_idx:*i32 part_ptr:*i32 part_idx:*i32 part_bits:*i32"
 NUMBERS = (
     "q_batch:i32 q_head:i32 q_row:i32 k_batch:i32 k_head:i32 k_row:i32 v_batch:i32 v_head:i32 v_row:i32 "
-    "heads:i32 group:i32 pattern_batch:i32 pattern_head:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_rows:i32 "
-    "block_q:i32 block_k:i32 split_shift:i32 words_per_row:i32 scale:fp32"
+    "heads:i32 group:i32 batch_patterns:i32 head_patterns:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_rows:i32 "
+    "block_q:i32 block_k:i32 split_shift:i32 bit_words:i32 scale:fp32"
 )
 
 
