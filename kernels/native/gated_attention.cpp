@@ -78,8 +78,8 @@ inline __attribute__((always_inline)) void block(
         for (int v = 0; v < V; v++) store(c + m * ldc + v * LANES, total[m][v]);
 }
 
-// rows is a multiple of 8, columns of LANES.
-inline void product(
+// rows is a multiple of 8, columns of LANES. Not inlined: the blocks would be compiled over and over.
+__attribute__((noinline)) void product(
     const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
     int64_t columns, int64_t depth, bool add
 ) {

@@ -123,7 +123,7 @@ NUMBERS = (
     "mask_batch:i32 heads:i32 group:i32 biases:i32 queries:i32 keys:i32 dim:i32 shift:i32 "
     "tiles:i32 scale:fp32 noisy:fp32 soft:fp32 inverse:fp32"
 )
-UNSPECIALIZED = ["mask_batch", "heads", "group", "biases", "queries", "keys", "dim", "shift", "tiles"]
+UNSPECIALIZED = ["mask_batch", "heads", "group", "biases", "queries", "keys", "shift", "tiles"]
 
 
 def compilations_of(
@@ -145,7 +145,8 @@ def _compilation(
     types = [word.split(":") for word in arguments.split()]
     signature = {name: element if kind == "*" else kind for name, kind in types}
     constants = {**row.blocks, "DIM": padded_dim(row.dim), "PADDED": padded, **setting}
-    aligned = tuple(name for name, kind in signature.items() if kind.startswith("*") or name.endswith(("_row", "_head")))
+    strides = tuple(name for name in signature if name.endswith(("_batch", "_head", "_row")) and name not in UNSPECIALIZED)
+    aligned = (*(name for name, kind in signature.items() if kind.startswith("*")), *strides, *([] if padded else ["dim"]))
     expects: Mapping[str, Any] = {"gfx942": ("mfma",)} if row.dtype == "bf16" else {}
     if row.dtype == "bf16" and row.blocks[wide] >= 64:
         expects = {**expects, "sm90": ("wgmma",)}
