@@ -1,0 +1,215 @@
+// Gradients of block attention from lse (FlashAttention-2): weights P = 2^(score · log2 e - lse), with
+//   delta = Σ out · grad_out,  dP = grad_out vᵀ,  dS = P (dP - delta),
+//   dv = Pᵀ grad_out,  dk = scale · dSᵀ q,  dq = scale · dS k.
+// dq runs over tiles of queries, dk and dv over tiles of keys by the transposed index: every sum has one owner.
+#pragma once
+
+#include "block_problem.hpp"
+
+namespace surgery {
+
+// Rows of a gradient: total · factor, in T.
+template <class T>
+void write_rows(T* to, int64_t stride, const float* total, int64_t count, int64_t dim, float factor) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t d = 0; d < dim; d += LANES) store(to + i * stride + d, load(total + i * dim + d) * factor);
+}
+
+// lse in log2 units; a query without keys has weights 2^-inf = 0.
+inline float level_of(float lse) { return lse == -INF ? INF : lse * LOG2E; }
+
+template <class T>
+void deltas(const Problem& p, int64_t item) {
+    int64_t head = item % p.heads, b = item / p.heads;
+    for (int64_t i = 0; i < p.queries; i++) {
+        const T *out = p.out.at<T>(b, head, i), *grad = p.grad_out.at<T>(b, head, i);
+        f32v total{};
+        for (int64_t d = 0; d < p.value_dim; d += LANES) total += load(out + d) * load(grad + d);
+        p.delta[p.at(b, head, i)] = sum(total);
+    }
+}
+
+// A panel of transposed rows of two tensors: q and grad_out, or k and v.
+struct Pair2 {
+    float *first, *second;
+    int64_t lanes;
+};
+
+// Scores and dP of a chunk of rows with a panel: [rows, PANEL] each.
+template <class T, class M, int C, class Mask>
+void recompute(
+    const Problem& p, const Rows& first, const Rows& second, const Pair2& panel, const Mask* mask, int64_t row,
+    float* scores, float* grads
+) {
+    auto put = [](float* to) {
+        return [to](int64_t r, int c, f32v total) { store(to + r * PANEL + c * LANES, total); };
+    };
+    if (mask)
+        against_panel<M, C>(first, panel.first, Words<T, M>::of(p.dim), [&](int64_t r, int c, f32v score) {
+            store(scores + r * PANEL + c * LANES, mask->apply(score, row + std::min(r, first.count - 1), c));
+        });
+    else
+        against_panel<M, C>(first, panel.first, Words<T, M>::of(p.dim), put(scores));
+    against_panel<M, C>(second, panel.second, Words<T, M>::of(p.value_dim), put(grads));
+}
+
+// Scores become P, dP becomes dS.
+template <int C, class Level, class Delta>
+inline void differentiate(
+    float* scores, float* grads, int64_t count, float to_log2, const Level& level, const Delta& delta
+) {
+    for (int64_t j = 0; j < count; j++)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) {
+            int64_t at = j * PANEL + c * LANES;
+            f32v weight = exp2(load(scores + at) * to_log2 - level(j, c));
+            store(scores + at, weight);
+            store(grads + at, weight * (load(grads + at) - delta(j, c)));
+        }
+}
+
+template <class T, class M>
+Pair2 pack_pair(
+    Scratch& scratch, const T* first, int64_t first_stride, int64_t dim, const T* second, int64_t second_stride,
+    int64_t second_dim, int64_t lanes
+) {
+    Pair2 panel{scratch.take(PANEL * Words<T, M>::of(dim)), scratch.take(PANEL * Words<T, M>::of(second_dim)), lanes};
+    pack_panel<T, M>(first, first_stride, lanes, dim, panel.first);
+    pack_panel<T, M>(second, second_stride, lanes, second_dim, panel.second);
+    return panel;
+}
+
+template <class T, class M>
+void query_tile(const Problem& p, int64_t item) {
+    int64_t tile = item % p.tiles(), head = item / p.tiles() % p.heads, b = item / p.tiles() / p.heads;
+    int64_t start = tile * p.rows_of_block, rows = std::min(p.rows_of_block, p.queries - start);
+    int64_t panels = (rows + PANEL - 1) / PANEL, kv = p.kv_head(head);
+    int64_t key_words = chunk_words<T, M>(CHUNK, p.dim), value_words = chunk_words<T, M>(CHUNK, p.value_dim);
+    int64_t score_words = (CHUNK + 16) * PANEL, of_panel = PANEL * (2 * p.dim + p.value_dim + 2);
+    Scratch scratch(key_words + value_words + 2 * score_words + panels * of_panel);
+    float *key_buffer = scratch.take(key_words), *value_buffer = scratch.take(value_words);
+    float *scores = scratch.take(score_words), *grads = scratch.take(score_words);
+    std::vector<Pair2> panel(panels);
+    std::vector<QueryMask> mask(panels);
+    float *level = scratch.take(panels * PANEL), *delta = scratch.take(panels * PANEL);
+    float* total = scratch.take(panels * PANEL * p.dim);
+    std::fill_n(level, panels * PANEL, INF);
+    std::fill_n(delta, panels * PANEL, 0.0f);
+    std::fill_n(total, panels * PANEL * p.dim, 0.0f);
+    for (int64_t i = 0; i < rows; i++) {
+        level[i] = level_of(p.lse[p.at(b, head, start + i)]);
+        delta[i] = p.delta[p.at(b, head, start + i)];
+    }
+    for (int64_t i = 0; i < panels; i++) {
+        int64_t row = start + i * PANEL;
+        panel[i] = pack_pair<T, M>(
+            scratch, p.q.at<T>(b, head, row), p.q.row, p.dim, p.grad_out.at<T>(b, head, row), p.grad_out.row,
+            p.value_dim, std::min<int64_t>(PANEL, rows - i * PANEL)
+        );
+    }
+    p.by_query.each(p.pattern(b, head) * p.tiles() + tile, [&](int64_t block, int64_t place) {
+        int64_t base = block * p.keys_of_block, end = std::min(p.keys_of_block, p.keys - base);
+        if (place >= 0)
+            for (int64_t i = 0; i < panels; i++) mask[i].read(p, p.block_bits(place), i * PANEL, panel[i].lanes);
+        for (int64_t key = 0; key < end; key += CHUNK) {
+            int64_t count = std::min(CHUNK, end - key);
+            auto keys = open<T, M>(p.k.at<T>(b, kv, base + key), p.k.row, count, p.dim, true, key_buffer);
+            auto values = open<T, M>(p.v.at<T>(b, kv, base + key), p.v.row, count, p.value_dim, false, value_buffer);
+            for (int64_t i = 0; i < panels; i++) {
+                if (place >= 0 && !mask[i].keeps(key, count)) continue;
+                with_vectors(panel[i].lanes, [&]<int C>() {
+                    const float *own = level + i * PANEL, *less = delta + i * PANEL;
+                    const QueryMask* masked = place >= 0 ? &mask[i] : nullptr;
+                    recompute<T, M, C>(p, keys.rows, values.rows, panel[i], masked, key, scores, grads);
+                    differentiate<C>(
+                        scores, grads, count, p.to_log2(), [&](int64_t, int c) { return load(own + c * LANES); },
+                        [&](int64_t, int c) { return load(less + c * LANES); }
+                    );
+                    pair_rows<M, C>(grads, count);
+                    accumulate<M>(
+                        Columns{grads}, C * LANES, keys.columns, keys.columns_stride,
+                        (count + M::DEPTH - 1) / M::DEPTH, total + i * PANEL * p.dim, p.dim
+                    );
+                });
+            }
+        }
+    });
+    write_rows(p.grad_q.at<T>(b, head, start), p.grad_q.row, total, rows, p.dim, float(p.scale));
+}
+
+template <class T, class M>
+void key_tile(const Problem& p, int64_t item) {
+    int64_t tile = item % p.key_tiles(), kv = item / p.key_tiles() % p.kv_heads, b = item / p.key_tiles() / p.kv_heads;
+    int64_t start = tile * p.keys_of_block, rows = std::min(p.keys_of_block, p.keys - start);
+    int64_t panels = (rows + PANEL - 1) / PANEL, group = p.heads / p.kv_heads;
+    int64_t query_words = chunk_words<T, M>(CHUNK, p.dim), grad_words = chunk_words<T, M>(CHUNK, p.value_dim);
+    int64_t score_words = (CHUNK + 16) * PANEL, of_panel = 2 * PANEL * (p.dim + p.value_dim);
+    Scratch scratch(query_words + grad_words + 2 * score_words + panels * of_panel);
+    float *query_buffer = scratch.take(query_words), *grad_buffer = scratch.take(grad_words);
+    float *scores = scratch.take(score_words), *grads = scratch.take(score_words);
+    float *total_k = scratch.take(panels * PANEL * p.dim), *total_v = scratch.take(panels * PANEL * p.value_dim);
+    std::fill_n(total_k, panels * PANEL * p.dim, 0.0f);
+    std::fill_n(total_v, panels * PANEL * p.value_dim, 0.0f);
+    std::vector<Pair2> panel(panels);
+    for (int64_t i = 0; i < panels; i++) {
+        int64_t row = start + i * PANEL;
+        panel[i] = pack_pair<T, M>(
+            scratch, p.k.at<T>(b, kv, row), p.k.row, p.dim, p.v.at<T>(b, kv, row), p.v.row, p.value_dim,
+            std::min<int64_t>(PANEL, rows - i * PANEL)
+        );
+    }
+    for (int64_t head = kv * group; head < (kv + 1) * group; head++)
+        p.by_key.each(p.pattern(b, head) * p.key_tiles() + tile, [&](int64_t block, int64_t place) {
+            int64_t base = block * p.rows_of_block, end = std::min(p.rows_of_block, p.queries - base);
+            for (int64_t query = 0; query < end; query += CHUNK) {
+                int64_t count = std::min(CHUNK, end - query), depth = (count + M::DEPTH - 1) / M::DEPTH;
+                int64_t row = base + query;
+                auto queries = open<T, M>(p.q.at<T>(b, head, row), p.q.row, count, p.dim, true, query_buffer);
+                auto outs = open<T, M>(
+                    p.grad_out.at<T>(b, head, row), p.grad_out.row, count, p.value_dim, true, grad_buffer
+                );
+                const float *lse = p.lse + p.at(b, head, row), *delta = p.delta + p.at(b, head, row);
+                for (int64_t i = 0; i < panels; i++)
+                    with_vectors(panel[i].lanes, [&]<int C>() {
+                        KeyMask mask{place >= 0 ? p.block_bits(place) : nullptr, p.words(), i * PANEL};
+                        const KeyMask* masked = place >= 0 ? &mask : nullptr;
+                        recompute<T, M, C>(p, queries.rows, outs.rows, panel[i], masked, query, scores, grads);
+                        differentiate<C>(
+                            scores, grads, count, p.to_log2(), [&](int64_t r, int) { return splat(level_of(lse[r])); },
+                            [&](int64_t r, int) { return splat(delta[r]); }
+                        );
+                        pair_rows<M, C>(scores, count);
+                        pair_rows<M, C>(grads, count);
+                        accumulate<M>(
+                            Columns{scores}, C * LANES, outs.columns, outs.columns_stride, depth,
+                            total_v + i * PANEL * p.value_dim, p.value_dim
+                        );
+                        accumulate<M>(
+                            Columns{grads}, C * LANES, queries.columns, queries.columns_stride, depth,
+                            total_k + i * PANEL * p.dim, p.dim
+                        );
+                    });
+            }
+        });
+    write_rows(p.grad_k.at<T>(b, kv, start), p.grad_k.row, total_k, rows, p.dim, float(p.scale));
+    write_rows(p.grad_v.at<T>(b, kv, start), p.grad_v.row, total_v, rows, p.value_dim, 1.0f);
+}
+
+template <class T, class M>
+void backward(const Problem& p) {
+    parallel(p.batch * p.heads, int(p.threads), [&](int64_t item) { deltas<T>(p, item); });
+    auto by_query = [&](int64_t item) {
+        int64_t head = item / p.tiles() % p.heads, b = item / p.tiles() / p.heads;
+        return p.by_query.length(p.pattern(b, head) * p.tiles() + item % p.tiles());
+    };
+    auto by_key = [&](int64_t item) {
+        int64_t head = item / p.key_tiles() % p.kv_heads * (p.heads / p.kv_heads);
+        int64_t b = item / p.key_tiles() / p.kv_heads;
+        return p.by_key.length(p.pattern(b, head) * p.key_tiles() + item % p.key_tiles());
+    };
+    int threads = int(p.threads);
+    longest_first(p.batch * p.heads * p.tiles(), threads, by_query, [&](int64_t i) { query_tile<T, M>(p, i); });
+    longest_first(p.batch * p.kv_heads * p.key_tiles(), threads, by_key, [&](int64_t i) { key_tile<T, M>(p, i); });
+}
+
+}  // namespace surgery
