@@ -94,7 +94,7 @@ def gathered_ffn(
     """
     _check(x, weights, blocks, block)
     total = -(-weights.up.shape[0] // block)
-    kept = blocks.shape[0]
+    kept = min(blocks.shape[0], total)
     if check and not torch.compiler.is_compiling():
         kept = check_blocks(blocks, total)
     rows = x.reshape(-1, x.shape[-1])
