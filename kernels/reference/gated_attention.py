@@ -17,9 +17,8 @@ arXiv 2512.05865, and its authors' kernel, hrpan/splash_attention (there the tem
 """
 
 import torch
-from torch import Tensor
-
 from surgery.kernels.reference.gated_noise import logistic
+from torch import Tensor
 
 NEVER = float("-inf")
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
-from torch import Tensor
-
 from surgery.kernels.aot.manifest import Compilation
 from surgery.kernels.triton._common import padded_dim
 from surgery.kernels.tuning import Config, architecture, pick, shipped
+from torch import Tensor
+
+import triton
+import triton.language as tl
 
 TABLE = "gated_attention"
 
@@ -145,8 +145,14 @@ def _compilation(
     types = [word.split(":") for word in arguments.split()]
     signature = {name: element if kind == "*" else kind for name, kind in types}
     constants = {**row.blocks, "DIM": padded_dim(row.dim), "PADDED": padded, **setting}
-    strides = tuple(name for name in signature if name.endswith(("_batch", "_head", "_row")) and name not in UNSPECIALIZED)
-    aligned = (*(name for name, kind in signature.items() if kind.startswith("*")), *strides, *([] if padded else ["dim"]))
+    strides = tuple(
+        name for name in signature if name.endswith(("_batch", "_head", "_row")) and name not in UNSPECIALIZED
+    )
+    aligned = (
+        *(name for name, kind in signature.items() if kind.startswith("*")),
+        *strides,
+        *([] if padded else ["dim"]),
+    )
     expects: Mapping[str, Any] = {"gfx942": ("mfma",)} if row.dtype == "bf16" else {}
     if row.dtype == "bf16" and row.blocks[wide] >= 64:
         expects = {**expects, "sm90": ("wgmma",)}

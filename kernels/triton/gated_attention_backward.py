@@ -13,10 +13,6 @@ Reference: `surgery.kernels.reference.gated_attention.gated_attention_backward`.
 from collections.abc import Iterator
 
 import torch
-import triton
-import triton.language as tl
-from torch import Tensor
-
 from surgery.kernels.aot.manifest import Compilation
 from surgery.kernels.triton._common import LN2, LOG2E, load_tile, padded_dim, store_tile
 from surgery.kernels.triton._gates import (
@@ -31,6 +27,10 @@ from surgery.kernels.triton._gates import (
     slopes,
     switches,
 )
+from torch import Tensor
+
+import triton
+import triton.language as tl
 
 NATURAL = tl.constexpr(LOG2E)
 

@@ -14,10 +14,6 @@ FlashAttention-2 (Dao, 2023).
 from collections.abc import Iterator
 
 import torch
-import triton
-import triton.language as tl
-from torch import Tensor
-
 from surgery.kernels.aot.manifest import Compilation
 from surgery.kernels.triton._common import LOG2E, load_tile, padded_dim, softmax_end, softmax_step, store_tile
 from surgery.kernels.triton._gates import (
@@ -32,6 +28,10 @@ from surgery.kernels.triton._gates import (
     sigmoid,
     switches,
 )
+from torch import Tensor
+
+import triton
+import triton.language as tl
 
 NATURAL = tl.constexpr(LOG2E)
 

@@ -114,7 +114,9 @@ def three_ways(tensors, options):
 
     decided = opened()
     ours = gradients(operator, tensors, cotangents)
-    eager = gradients(lambda *leaves: reference.gated_attention(*leaves, **options, opened=decided), tensors, cotangents)
+    eager = gradients(
+        lambda *leaves: reference.gated_attention(*leaves, **options, opened=decided), tensors, cotangents
+    )
     truth = gradients(lambda *leaves: reference.gated_attention(*leaves, **options), exact, cotangents)
     return ours, eager, truth
 
