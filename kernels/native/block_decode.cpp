@@ -43,15 +43,25 @@ template <class T> void widen(float* to, const T* from, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) store(to + i, load(from + i));
 }
 
-// scores[r][j] = scale * q[r] . k[j], for `rows` rows and four keys at a time.
+// What is read after this: the values of these keys, then the keys of the next block. It is fetched meanwhile, since no
+// processor guesses where the next block of a list begins.
+template <class T> struct Next {
+    const T* from;
+    int64_t step;
+    void fetch(int64_t row, int64_t column) const { __builtin_prefetch(from + row * step + column, 0, 2); }
+};
+
+// scores[r][j] = scale * q[r] . k[j], for R rows and four keys at a time.
 template <int R, class T>
-void dot_rows(const float* q, const T* k, int64_t step, int64_t keys, int64_t dim, float scale, float* scores) {
+void dot_rows(const float* q, const T* k, int64_t step, int64_t keys, int64_t dim, float scale, float* scores,
+              Next<T> next) {
     constexpr int J = 4;
     int64_t j = 0;
     for (; j + J <= keys; j += J) {
         f32v sums[R][J] = {};
         for (int64_t d = 0; d < dim; d += LANES) {
             f32v key[J];
+            for (int c = 0; c < J; c++) next.fetch(j + c, d);
             for (int c = 0; c < J; c++) key[c] = load(k + (j + c) * step + d);
             for (int r = 0; r < R; r++) {
                 f32v query = load(q + r * dim + d);
@@ -73,12 +83,14 @@ void dot_rows(const float* q, const T* k, int64_t step, int64_t keys, int64_t di
 
 // sums[r] += weights[r][j] * v[j], W vectors of the value rows at once.
 template <int R, int W, class T>
-void add_columns(const float* weights, const T* v, int64_t step, int64_t keys, int64_t dim, float* sums) {
+void add_columns(const float* weights, const T* v, int64_t step, int64_t keys, int64_t dim, float* sums,
+                 Next<T> next) {
     f32v held[R][W];
     for (int r = 0; r < R; r++)
         for (int w = 0; w < W; w++) held[r][w] = load(sums + r * dim + w * LANES);
     for (int64_t j = 0; j < keys; j++) {
         f32v value[W];
+        for (int w = 0; w < W; w++) next.fetch(j, w * LANES);
         for (int w = 0; w < W; w++) value[w] = load(v + j * step + w * LANES);
         for (int r = 0; r < R; r++) {
             f32v weight = splat(weights[r * KEYS + j]);
@@ -90,11 +102,12 @@ void add_columns(const float* weights, const T* v, int64_t step, int64_t keys, i
 }
 
 template <int R, class T>
-void add_rows(const float* weights, const T* v, int64_t step, int64_t keys, int64_t dim, float* sums) {
+void add_rows(const float* weights, const T* v, int64_t step, int64_t keys, int64_t dim, float* sums, Next<T> next) {
     int64_t d = 0;
     for (; d + WIDE * LANES <= dim; d += WIDE * LANES)
-        add_columns<R, WIDE>(weights, v + d, step, keys, dim, sums + d);
-    for (; d < dim; d += LANES) add_columns<R, 1>(weights, v + d, step, keys, dim, sums + d);
+        add_columns<R, WIDE>(weights, v + d, step, keys, dim, sums + d, {next.from + d, next.step});
+    for (; d < dim; d += LANES)
+        add_columns<R, 1>(weights, v + d, step, keys, dim, sums + d, {next.from + d, next.step});
 }
 
 // One step of the online softmax: scores become weights, sums and total shrink to the new peak.
@@ -135,16 +148,16 @@ template <class T> struct Work {
     }
 
     template <int R>
-    void rows_step(float* query, const T* key, const T* value, int64_t first, int64_t count, int64_t row,
+    void rows_step(float* query, const T* key, const T* value, const T* next, int64_t first, int64_t count, int64_t row,
                    const int64_t* limit, float* sums, float* peak, float* total) const {
         float scores[R * KEYS];
-        dot_rows<R>(query + row * size.dim, key, k_step.row, count, size.dim, scale, scores);
+        dot_rows<R>(query + row * size.dim, key, k_step.row, count, size.dim, scale, scores, {value, v_step.row});
         for (int r = 0; r < R; r++) {
             int64_t visible = std::clamp<int64_t>(limit[(row + r) % size.tokens] - first, 0, count);
             const int64_t at = row + r;
             soften(scores + r * KEYS, visible, sums + at * size.dim, size.dim, peak[at], total[at]);
         }
-        add_rows<R>(scores, value, v_step.row, count, size.dim, sums + row * size.dim);
+        add_rows<R>(scores, value, v_step.row, count, size.dim, sums + row * size.dim, {next, k_step.row});
     }
 
     void chunk(int64_t line, int64_t chunk) const {
@@ -162,17 +175,19 @@ template <class T> struct Work {
         for (int64_t at = chunk * each; at < std::min(size.listed, (chunk + 1) * each); at++) {
             const int64_t block = listed[line * size.listed + at];
             if (block < 0) continue;
+            const int64_t after = at + 1 < size.listed ? std::max(listed[line * size.listed + at + 1], 0) : 0;
             const int64_t stop = std::min((block + 1) * size.block, end);
             for (int64_t first = block * size.block; first < stop; first += KEYS) {
                 const int64_t count = std::min<int64_t>(KEYS, stop - first);
                 const T *key = keys + first * k_step.row, *value = values + first * v_step.row;
+                const T* next = first + KEYS < stop ? key + KEYS * k_step.row : keys + after * size.block * k_step.row;
                 int64_t row = 0;
                 for (; row + ROWS <= n; row += ROWS)
-                    rows_step<ROWS>(query.data(), key, value, first, count, row, limit.data(), sums.data(), peak.data(),
-                                    total.data());
+                    rows_step<ROWS>(query.data(), key, value, next, first, count, row, limit.data(), sums.data(),
+                                    peak.data(), total.data());
                 for (; row < n; row++)
-                    rows_step<1>(query.data(), key, value, first, count, row, limit.data(), sums.data(), peak.data(),
-                                 total.data());
+                    rows_step<1>(query.data(), key, value, next, first, count, row, limit.data(), sums.data(),
+                                 peak.data(), total.data());
             }
         }
         for (int64_t row = 0; row < n; row++) {
