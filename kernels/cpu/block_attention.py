@@ -89,7 +89,19 @@ class View(ctypes.Structure):
         return cls(x.data_ptr(), *x.stride()[:3])
 
 
-SIZES = ("batch", "heads", "kv_heads", "queries", "keys", "dim", "value_dim", "patterns", "block_q", "block_k", "threads")
+SIZES = (
+    "batch",
+    "heads",
+    "kv_heads",
+    "queries",
+    "keys",
+    "dim",
+    "value_dim",
+    "patterns",
+    "block_q",
+    "block_k",
+    "threads",
+)
 INDEX = ("full_ptr", "full_idx", "part_ptr", "part_idx", "part_map")
 INDEX_T = tuple(f"{name}_t" for name in INDEX)
 VIEWS = ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")
@@ -111,9 +123,7 @@ LAYOUT = (*INDEX[:4], "part_bits", *INDEX_T)
 """Names of the ten tensors, in the order of a `Blocks`."""
 
 
-def call(
-    name: str, layout: list[Tensor], block: tuple[int, int], scale: float, widen: bool, **tensors: Tensor
-) -> None:
+def call(name: str, layout: list[Tensor], block: tuple[int, int], scale: float, widen: bool, **tensors: Tensor) -> None:
     """Fill a Problem and run the native function of that name."""
     q, k, v = tensors["q"], tensors["k"], tensors["v"]
     if not (q.numel() or k.numel()):

@@ -35,11 +35,11 @@ struct Words {
     }
 };
 
-// panel[t * PANEL + lane] = word t of row `lane`; lanes past count, up to a whole vector, are 0.
+// panel[t * PANEL + lane] = word t of row `lane`; lanes past count that are computed are 0.
 template <class T, class M>
 void pack_panel(const T* rows, int64_t stride, int64_t count, int64_t dim, float* panel) {
     int64_t words = Words<T, M>::of(dim);
-    for (int64_t lane = 0; lane < count; lane += LANES)
+    for (int64_t lane = 0; lane < vectors(count) * LANES; lane += LANES)
         for (int64_t word = 0; word < words; word += LANES) {
             f32v square[LANES];
             for (int i = 0; i < LANES; i++)

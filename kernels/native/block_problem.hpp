@@ -48,19 +48,20 @@ struct Problem {
     const int32_t* block_bits(int64_t place) const { return bits + place * rows_of_block * words(); }
 };
 
-// Memory of one thread, cut from one piece that is kept between tiles.
+// Memory of one thread, kept between tiles. A tile says how much it needs, then takes it in pieces.
 class Scratch {
-    std::vector<float> held;
-    size_t used = 0;
+    float* next;
 
 public:
-    explicit Scratch(size_t words) : held(words + 4096 + 16) {
-        used = (64 - reinterpret_cast<uintptr_t>(held.data()) % 64) % 64 / 4;
+    explicit Scratch(size_t words) {
+        static thread_local std::vector<float> held;
+        size_t slack = 1024;  // for pieces rounded up to cache lines
+        if (held.size() < words + slack) held = std::vector<float>(words + slack);
+        next = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(held.data()) + 63) / 64 * 64);
     }
-    // Aligned to a cache line. The sizes asked for are counted by the caller: see `take` in each kernel.
     float* take(int64_t words) {
-        float* piece = held.data() + used;
-        used += (words + 15) / 16 * 16;
+        float* piece = next;
+        next += (words + 15) / 16 * 16;
         return piece;
     }
 };

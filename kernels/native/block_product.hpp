@@ -10,13 +10,14 @@
 namespace surgery {
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int VECTORS = 4;
-constexpr int HEIGHTS[] = {12, 12, 8, 6};
+constexpr int VECTORS = 4, REGISTERS = 32;
 #else
-constexpr int VECTORS = 2;
-constexpr int HEIGHTS[] = {8, 6};
+constexpr int VECTORS = 2, REGISTERS = 16;
 #endif
 constexpr int PANEL = VECTORS * LANES;
+// Rows of a tile of C vectors, so that totals, C vectors of the panel and a spread word fit the registers.
+template <int C>
+constexpr int TALL = std::min(REGISTERS == 32 ? 12 : 8, (REGISTERS - C - 1) / C / 2 * 2);
 
 struct Single {
     static constexpr int DEPTH = 1;
@@ -98,10 +99,9 @@ inline int64_t whole_strips(int64_t count) { return (count + 3) / 4 * 4; }
 // Calls body.operator()<R>(first row) over count rows, rounded up to 4: as few strips of 4 as that allows, then tall.
 template <int C, class Body>
 inline void strips(int64_t count, const Body& body) {
-    constexpr int TALL = HEIGHTS[C - 1];
     int64_t total = whole_strips(count), row = 0;
-    for (; (total - row) % TALL; row += 4) body.template operator()<4>(row);
-    for (; row < total; row += TALL) body.template operator()<TALL>(row);
+    for (; (total - row) % TALL<C>; row += 4) body.template operator()<4>(row);
+    for (; row < total; row += TALL<C>) body.template operator()<TALL<C>>(row);
 }
 
 // finish(row, c, sum over depth of rows[row] * panel) for every row: scores, and their gradients.
@@ -136,30 +136,25 @@ inline void accumulate(
     const Left& left, int64_t count, const float* right, int64_t right_stride, int64_t depth, float* out, int64_t width
 ) {
     int64_t column = 0;
-    for (; column + PANEL <= width; column += PANEL)
-        accumulate_columns<M, VECTORS>(left, count, right + column, right_stride, depth, out + column, width);
-    auto rest = [&]<int C>() {
-        accumulate_columns<M, C>(left, count, right + column, right_stride, depth, out + column, width);
+    auto columns = [&]<int C>() {
+        for (; column + C * LANES <= width; column += C * LANES)
+            accumulate_columns<M, C>(left, count, right + column, right_stride, depth, out + column, width);
     };
-    switch ((width - column) / LANES) {
-        case 1: rest.template operator()<1>(); break;
-#if defined(__AVX512F__) || defined(__aarch64__)
-        case 2: rest.template operator()<2>(); break;
-        case 3: rest.template operator()<3>(); break;
-#endif
-    }
+    columns.template operator()<VECTORS>();
+    if constexpr (VECTORS > 2) columns.template operator()<2>();
+    columns.template operator()<1>();
 }
 
-// Calls body.operator()<C>() with how many vectors `lanes` columns of a panel take.
+// How many vectors of a panel are computed for so many columns in use: 1, 2 or all.
+inline int vectors(int64_t lanes) { return lanes <= LANES ? 1 : lanes <= 2 * LANES ? 2 : VECTORS; }
+
+// Calls body.operator()<vectors(lanes)>().
 template <class Body>
 inline void with_vectors(int64_t lanes, const Body& body) {
-    switch ((lanes + LANES - 1) / LANES) {
+    switch (vectors(lanes)) {
         case 1: return body.template operator()<1>();
         case 2: return body.template operator()<2>();
-#if defined(__AVX512F__) || defined(__aarch64__)
-        case 3: return body.template operator()<3>();
-        default: return body.template operator()<4>();
-#endif
+        default: return body.template operator()<VECTORS>();
     }
 }
 

@@ -1,0 +1,195 @@
+"""Block-sparse attention on the CPU, native and in PyTorch: against a dense reference in fp64, on awkward shapes."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from surgery.kernels.cpu import block_attention as cpu
+from surgery.kernels.layouts.blocks import Blocks
+from surgery.kernels.native import available
+
+needs_native = pytest.mark.skipif(available("block_attention") is not None, reason="no native block attention here")
+BACKENDS = [pytest.param("native", marks=needs_native), pytest.param("widened", marks=needs_native), "torch"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One call. `mask`: some (40 % of pairs, the first queries with none), blocks, all, none, causal."""
+
+    mask: str
+    queries: int
+    keys: int
+    dim: int = 64
+    batch: int = 1
+    heads: int = 1
+    kv_heads: int = 1
+    patterns: int = 1
+    block: tuple[int, int] = (128, 128)
+
+    def blocks(self) -> Blocks:
+        size = (self.patterns, self.queries, self.keys)
+        if self.mask == "causal":
+            return Blocks.causal(self.queries, self.keys, self.block)
+        if self.mask == "blocks":
+            grid = (self.patterns, -(-self.queries // self.block[0]), -(-self.keys // self.block[1]))
+            return Blocks.from_table(torch.rand(grid) < 0.5, self.queries, self.keys, self.block)
+        if self.mask in ("all", "none"):
+            return Blocks.from_mask(torch.full(size, self.mask == "all"), self.block)
+        mask = torch.rand(size) < 0.4
+        mask[:, : self.queries // 3] = False
+        mask[:, self.queries // 2 :, : self.block[1]] = True
+        return Blocks.from_mask(mask, self.block)
+
+
+SHAPES = [
+    Shape("all", 1, 1),
+    Shape("all", 1, 300, dim=128),
+    Shape("some", 17, 5, dim=20),
+    Shape("none", 70, 70, dim=32),
+    Shape("all", 128, 256, dim=256),
+    Shape("some", 200, 333, heads=4, kv_heads=2, patterns=4),
+    Shape("some", 130, 65, dim=80, batch=2, heads=2, kv_heads=1, patterns=4, block=(64, 32)),
+    Shape("some", 67, 90, dim=48, heads=16, kv_heads=1, block=(16, 64)),
+    Shape("some", 90, 67, dim=32, heads=3, kv_heads=3, block=(32, 16)),
+    Shape("blocks", 300, 260, dim=128, heads=6, kv_heads=2, patterns=6, block=(64, 64)),
+    Shape("causal", 190, 260, heads=2, kv_heads=1, block=(128, 64)),
+    Shape("causal", 260, 190, dim=80, block=(64, 128)),
+]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    grad: torch.Tensor
+
+
+def inputs(shape: Shape, dtype: torch.dtype) -> Inputs:
+    """Slices of parents that are NaN elsewhere, so that a read past a row is seen; heads beside rows in memory."""
+
+    def guarded(heads: int, rows: int) -> torch.Tensor:
+        parent = torch.full((shape.batch, rows + 2, heads + 1, shape.dim + 3), float("nan"), dtype=dtype)
+        inside = parent[:, 1:-1, :heads, 1 : 1 + shape.dim].transpose(1, 2)
+        return inside.copy_(torch.randn(inside.shape))
+
+    sizes = [(shape.heads, shape.queries), *[(shape.kv_heads, shape.keys)] * 2, (shape.heads, shape.queries)]
+    return Inputs(*(guarded(*size) for size in sizes))
+
+
+def run(backend: str, it: Inputs, blocks: Blocks) -> list[torch.Tensor]:
+    """out, lse, dq, dk, dv of a backend."""
+    rest = (blocks.tensors(), blocks.block, it.q.shape[-1] ** -0.5)
+    if backend == "torch":
+        forward, backward, wide = cpu.torch_forward, cpu.torch_backward, ()
+    else:
+        forward, backward, wide = cpu.native_forward, cpu.native_backward, (backend == "widened",)
+    out, lse = forward(it.q, it.k, it.v, *rest, *wide)
+    return [out, lse, *backward(it.grad, it.q, it.k, it.v, out, lse, *rest, *wide)]
+
+
+def dense(it: Inputs, mask: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The same by dense masked attention in a dtype, gradients by autograd."""
+    q, k, v = (each.detach().to(dtype).requires_grad_() for each in (it.q, it.k, it.v))
+    share = q.shape[1] // k.shape[1]
+    patterns = mask if mask.shape[0] in (1, q.shape[1]) else mask.unflatten(0, (q.shape[0], q.shape[1]))
+    scores = q @ k.repeat_interleave(share, 1).transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~patterns, float("-inf"))
+    weights = scores.softmax(-1).masked_fill(~patterns, 0.0)
+    out = weights @ v.repeat_interleave(share, 1)
+    grads = torch.autograd.grad(out, (q, k, v), it.grad.to(dtype))
+    return [out.detach(), scores.detach().logsumexp(-1), *(grad.nan_to_num(0.0) for grad in grads)]
+
+
+def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return (ours.double() - exact).abs().max().item() if exact.numel() else 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_further_from_exact_than_eager(backend, shape, dtype):
+    torch.manual_seed(0)
+    blocks, it = shape.blocks(), inputs(shape, dtype)
+    ours = run(backend, it, blocks)
+    exact, eager = (dense(it, blocks.dense_mask(), each) for each in (torch.float64, dtype))
+    empty = exact[1].isneginf()
+    assert torch.equal(ours[1].isneginf(), empty)
+    assert (ours[1][~empty].double() - exact[1][~empty]).abs().max().item() < 2e-6 if (~empty).any() else True
+    # Of a single key eager's gradients are exact zeros; ours are differences of two sums, each rounded on its own.
+    largest = (it.grad.double().abs().sum(-1).max() * it.v.double().abs().max() * it.q.double().abs().max()).item()
+    for name, times, mine, true, theirs in zip(
+        ("out", "dq", "dk", "dv"), (2, 3, 3, 3), [ours[0], *ours[2:]], [exact[0], *exact[2:]], [eager[0], *eager[2:]]
+    ):
+        assert mine.shape == true.shape and mine.dtype == dtype
+        bound = times * off(theirs, true) or torch.finfo(torch.float32).eps * largest * shape.dim**-0.5
+        assert off(mine, true) <= bound, name
+    assert not ours[0].movedim(-1, 0)[:, empty].any() and not ours[2].movedim(-1, 0)[:, empty].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_other_dtypes_go_to_torch(dtype):
+    torch.manual_seed(0)
+    shape = Shape("some", 70, 130, heads=2, kv_heads=1, patterns=2, block=(32, 64))
+    blocks, it = shape.blocks(), inputs(shape, dtype)
+    assert "fp32 and bf16" in cpu.refuse_native(it.q, it.k, it.v, blocks.tensors(), blocks.block, 1.0)
+    bound = 1e-12 if dtype == torch.float64 else 4e-3
+    for mine, exact in zip(run("torch", it, blocks), dense(it, blocks.dense_mask(), torch.float64)):
+        finite = exact.isfinite()
+        assert (mine[finite].double() - exact[finite]).abs().max() < bound
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_bits_for_any_number_of_threads(dtype):
+    torch.manual_seed(0)
+    shape = Shape("some", 300, 290, batch=2, heads=4, kv_heads=2, patterns=8, block=(64, 64))
+    blocks, it = shape.blocks(), inputs(shape, dtype)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(run("native", it, blocks))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@needs_native
+def test_large_scores_neither_overflow_nor_lose_the_largest():
+    torch.manual_seed(0)
+    shape = Shape("all", 96, 320, block=(32, 64))
+    blocks, it = shape.blocks(), inputs(shape, torch.float32)
+    # The score grows from one chunk of keys to the next: levels have to follow.
+    it.k.copy_(torch.arange(320.0).div(8).unsqueeze(-1) * torch.ones(64))
+    it.q.copy_(torch.where(torch.arange(96) % 2 == 0, 1.0, -1.0).unsqueeze(-1) * torch.rand(96, 1) * torch.ones(64))
+    ours, exact = run("native", it, blocks), dense(it, blocks.dense_mask(), torch.float64)
+    eager = dense(it, blocks.dense_mask(), torch.float32)
+    assert off(ours[0], exact[0]) <= 2 * off(eager[0], exact[0])
+
+
+@needs_native
+def test_a_value_may_be_narrower_than_a_key():
+    torch.manual_seed(0)
+    shape = Shape("some", 100, 150, dim=64, block=(64, 64))
+    blocks, it = shape.blocks(), inputs(shape, torch.float32)
+    it = Inputs(it.q, it.k, it.v[..., :40], it.grad[..., :40])
+    exact = dense(it, blocks.dense_mask(), torch.float64)
+    for backend in ("native", "torch"):
+        for mine, true in zip(run(backend, it, blocks), exact):
+            finite = true.isfinite()
+            assert mine.shape == true.shape and (mine[finite] - true[finite]).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"scale": -1.0}, "positive scale"),
+        ({"block": (256, 64)}, "256 × 64"),
+        ({"dtype": torch.float16}, "fp32 and bf16"),
+    ],
+)
+def test_a_refusal_says_why(change, reason):
+    x = torch.randn(1, 1, 4, 16, dtype=change.get("dtype", torch.float32))
+    assert reason in cpu.refuse_native(x, x, x, [], change.get("block", (64, 64)), change.get("scale", 1.0))
