@@ -4,16 +4,13 @@
 //
 // Reference: kernels/reference/gated_attention.py; noise as in kernels/reference/gated_noise.py. Every product reads
 // one side by broadcasts, whose strides are free (a transpose costs nothing), and the other in rows of whole vectors.
-#include "simd.hpp"
+#include "gated_gate.hpp"
+#include "gated_product.hpp"
 
 namespace surgery {
 namespace {
 
-constexpr int64_t ROWS = 32, KEYS = 128;   // a tile: scores and their gradients fit the first cache together
-constexpr int64_t STEP = 16;               // head dims and keys are padded to this
 constexpr int64_t FEW = 12;                // below one open edge in so many, values are gathered edge by edge
-
-inline int64_t padded(int64_t count) { return (count + STEP - 1) / STEP * STEP; }
 
 struct Call {
     const void *q, *k, *v;
@@ -36,149 +33,6 @@ struct Call {
     }
 };
 
-// Room that begins on a cache line; a thread keeps its own from call to call.
-struct Room {
-    float* at = nullptr;
-    int64_t size = 0;
-    ~Room() { std::free(at); }
-    float* floats(int64_t count) {
-        if (count > size) {
-            std::free(at);
-            size = (count + 1023) / 1024 * 1024;
-            at = static_cast<float*>(std::aligned_alloc(64, size * sizeof(float)));
-        }
-        return at;
-    }
-};
-
-// C[M, V · LANES] (+)= A · B over `depth`; element (m, d) of A is a[m · row + d · step].
-template <int M, int V>
-inline __attribute__((always_inline)) void block(
-    const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth, bool add
-) {
-    f32v total[M][V];
-#pragma GCC unroll 16
-    for (int m = 0; m < M; m++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) total[m][v] = add ? load(c + m * ldc + v * LANES) : f32v{};
-    for (int64_t d = 0; d < depth; d++, a += step, b += ldb) {
-        f32v right[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) right[v] = load(b + v * LANES);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; m++) {
-            f32v left = splat(a[m * row]);
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) total[m][v] += left * right[v];
-        }
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; m++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) store(c + m * ldc + v * LANES, total[m][v]);
-}
-
-// rows is a multiple of 8, columns of LANES. Not inlined: the blocks would be compiled over and over.
-__attribute__((noinline)) void product(
-    const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
-    int64_t columns, int64_t depth, bool add
-) {
-    int64_t n = 0;
-    auto strip = [&]<int V>() {
-        for (int64_t m = 0; m < rows; m += 8)
-            block<8, V>(a + m * row, row, step, b + n, ldb, c + m * ldc + n, ldc, depth, add);
-        n += V * LANES;
-    };
-    while (columns - n >= 3 * LANES && (columns - n) != 4 * LANES) strip.template operator()<3>();
-    while (columns - n >= 2 * LANES) strip.template operator()<2>();
-    while (n < columns) strip.template operator()<1>();
-}
-
-// `count` rows to fp32, times `factor`, zeros up to `rows` rows of `wide`.
-template <class T>
-void gather(const T* from, int64_t stride, int64_t count, int64_t dim, float factor, float* to, int64_t rows, int64_t wide) {
-    for (int64_t r = 0; r < count; r++) {
-        int64_t d = 0;
-        for (; d + LANES <= dim; d += LANES) store(to + r * wide + d, load(from + r * stride + d) * factor);
-        for (; d < dim; d++) to[r * wide + d] = scalar(from[r * stride + d]) * factor;
-        for (; d < wide; d++) to[r * wide + d] = 0;
-    }
-    std::memset(to + count * wide, 0, (rows - count) * wide * sizeof(float));
-}
-
-// Rows [count][wide] into panels [tile][wide][KEYS], so that keys lie along the lanes.
-inline void turn(const float* rows, int64_t tiles, int64_t wide, float* panels) {
-    for (int64_t t = 0; t < tiles; t++)
-        for (int64_t j = 0; j < KEYS; j++)
-            for (int64_t d = 0; d < wide; d++) panels[(t * wide + d) * KEYS + j] = rows[(t * KEYS + j) * wide + d];
-}
-
-template <class T> void scatter(const float* from, int64_t wide, int64_t count, int64_t dim, float factor, T* to) {
-    for (int64_t r = 0; r < count; r++)
-        for (int64_t d = 0; d < dim; d++) assign(to[r * dim + d], from[r * wide + d] * factor);
-}
-
-template <class T> const T* line_of(const void* base, const int64_t* stride, int64_t b, int64_t h) {
-    return static_cast<const T*>(base) + b * stride[0] + h * stride[1];
-}
-
-// The noise: see gated_noise.py.
-template <class U> inline U mix(U x) {
-    x ^= x >> 16; x *= 0x7FEB352Du; x ^= x >> 15; x *= 0x846CA68Bu; return x ^ (x >> 16);
-}
-
-struct Noise {
-    uint32_t head;
-    Noise(int64_t seed, int64_t line) {
-        uint32_t state = mix(mix(uint32_t(seed) ^ 0x9E3779B9u) ^ uint32_t(uint64_t(seed) >> 32));
-        head = mix(state ^ uint32_t(line));
-    }
-    uint32_t row(int64_t i) const { return mix(head ^ uint32_t(i)); }
-};
-
-inline void column_keys(uint32_t* keys, int64_t first, int64_t count) {
-    for (int64_t j = 0; j < count; j++) keys[j] = mix(uint32_t(first + j) ^ 0x85EBCA6Bu);
-}
-
-inline f32v uniform(uint32_t row, const uint32_t* column) {
-    u32v bits; std::memcpy(&bits, column, sizeof bits);
-    bits = mix(bits ^ row) >> 9;
-    return (__builtin_convertvector((i32v)bits, f32v) + 0.5f) * 0x1p-23f;
-}
-
-// ln x of positive normal x, about 1 ulp (Cephes).
-inline f32v logarithm(f32v x) {
-    i32v bits; std::memcpy(&bits, &x, sizeof x);
-    i32v power = ((bits - 0x3F3504F3) >> 23);
-    i32v reduced = bits - (power << 23);
-    f32v m; std::memcpy(&m, &reduced, sizeof m);
-    f32v e = __builtin_convertvector(power, f32v), y = m - 1.0f, z = y * y;
-    f32v p = splat(7.0376836292e-2f);
-    p = p * y - 1.1514610310e-1f;
-    p = p * y + 1.1676998740e-1f;
-    p = p * y - 1.2420140846e-1f;
-    p = p * y + 1.4249322787e-1f;
-    p = p * y - 1.6668057665e-1f;
-    p = p * y + 2.0000714765e-1f;
-    p = p * y - 2.4999993993e-1f;
-    p = p * y + 3.3333331174e-1f;
-    p = p * y * z + e * -2.12194440e-4f - 0.5f * z;
-    return y + p + e * 0.693359375f;
-}
-
-struct Gate { i32v open; f32v soft; };
-
-// The gate at z with noise ln(u / (1 - u)); `odds` is exp(-z). At temperature 1 it takes no logarithm.
-template <bool WARM> inline Gate gate(f32v z, f32v odds, f32v u, float inverse) {
-    f32v rest = 1.0f - u;
-    if constexpr (WARM) {
-        f32v noisy = z + (logarithm(u) - logarithm(rest));
-        return {noisy > 0, 1.0f / (1.0f + exp(noisy * -inverse))};
-    }
-    f32v closed = odds * rest;
-    return {closed < u, u / (u + closed)};
-}
-
 // Add -inf to scores of keys that a row may not see.
 inline void hide(const Call& c, float* s, int64_t b, int64_t row, int64_t rows, int64_t first, int64_t columns) {
     const float* hidden = c.hidden + b * c.tiles() * KEYS + first;
@@ -188,27 +42,6 @@ inline void hide(const Call& c, float* s, int64_t b, int64_t row, int64_t rows, 
                 store(s + r * KEYS + j, load(hidden + j) < 0 ? splat(-INF) : load(s + r * KEYS + j));
         for (int64_t j = std::max<int64_t>(0, c.end(row + r) - first); j < columns; j++) s[r * KEYS + j] = -INF;
     }
-}
-
-inline uint32_t bits_of(f32v x) {
-#if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-#else
-    uint32_t found = 0;
-    for (int i = 0; i < LANES; i++) found |= uint32_t(x[i] != 0) << i;
-    return found;
-#endif
-}
-
-// out += Σ over the open edges of a tile: for few of them.
-inline void gather_open(const float* a, const float* v, float* out, int64_t rows, int64_t columns, int64_t wide) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < columns; j += LANES)
-            for (uint32_t open = bits_of(load(a + r * KEYS + j)); open; open &= open - 1) {
-                int64_t key = j + __builtin_ctz(open);
-                for (int64_t d = 0; d < wide; d += LANES)
-                    store(out + r * wide + d, load(out + r * wide + d) + load(v + key * wide + d) * a[r * KEYS + key]);
-            }
 }
 
 struct Counts { double expected = 0; int64_t kept = 0; };
