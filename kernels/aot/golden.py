@@ -16,6 +16,7 @@ from surgery.kernels.aot.survey import Row
 PATH = Path(__file__).parent / "resources.json"
 SLACK = 16
 COMMAND = "python -m surgery.kernels.aot --record"
+CHECK = "python -m surgery.kernels.aot --check"
 
 
 def read(path: Path = PATH) -> dict[str, Any]:
@@ -42,6 +43,19 @@ def differences(rows: Iterable[Row], record: dict[str, Any], whole: bool) -> lis
     found = [f"{title}: {said}" for title, used in ours.items() if (said := _differs(used, recorded.get(title)))]
     gone = [f"{title}: recorded, but ships no more" for title in recorded if whole and title not in ours]
     return [*found, *gone]
+
+
+def nearest(record: dict[str, Any]) -> set[str]:
+    """Of each kernel and architecture, the compilations that were recorded with the most registers and shared memory.
+
+    Where a change breaks a rule, it most likely breaks it there first.
+    """
+    found = {}
+    for title, (registers, _, shared) in record["used"].items():
+        kernel = title.partition(" [")[0]
+        for measure, used in (("registers", registers), ("shared", shared)):
+            found[kernel, measure] = max(found.get((kernel, measure), (-1, "")), (used, title))
+    return {title for _, title in found.values()}
 
 
 def _said(row: Row) -> list[int]:

@@ -11,9 +11,12 @@ tuner asks what a candidate would use. Kernels are named by file and index, neve
 import functools
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,17 @@ def main() -> None:
     """Serve until standard input ends. Whatever compilers print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    asked: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=listen, args=(asked,), daemon=True).start()
+    while True:
+        print(json.dumps(answer(json.loads(asked.get()))), file=answers, flush=True)
+
+
+def listen(asked: "queue.Queue[str]") -> None:
+    """Hand on questions; when nobody is left to ask, end at once, with the compiler that may be at work."""
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+        asked.put(line)
+    os.killpg(0, signal.SIGKILL)
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -48,8 +60,7 @@ def substitute(rows: dict[str, Any] | None, arch: str) -> Iterator[None]:
     from surgery.kernels.tuning.pick import Config, substituted
 
     if rows is None:
-        with nullcontext():
-            yield
+        yield
         return
     shipped.cache_clear()
     with substituted(rows["table"], arch, tuple(Config(**row) for row in rows["configs"])):

@@ -1,14 +1,19 @@
-"""The same product, each time with one thing wrong; what is wrong is the label."""
-
-import importlib.util
-from pathlib import Path
+"""Tile products with one thing wrong each; the label says what."""
 
 import triton
 import triton.language as tl
+from surgery.kernels.aot.manifest import Compilation
 
-spec = importlib.util.spec_from_file_location("surgery_test_sound", Path(__file__).with_name("sound.py"))
-sound = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sound)
+
+@triton.jit
+def product(a, b, out, depth, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr):
+    rows, columns, inner = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, STEP)
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, depth, STEP):
+        left = tl.load(a + rows[:, None] * depth + start + inner[None, :])
+        right = tl.load(b + (start + inner)[:, None] * COLUMNS + columns[None, :])
+        sums = tl.dot(left, right, sums, input_precision="ieee")
+    tl.store(out + rows[:, None] * COLUMNS + columns[None, :], sums)
 
 
 @triton.jit
@@ -16,27 +21,23 @@ def refused(a, b, out, depth, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: t
     tl.static_assert(ROWS == 0, "no tile is small enough")
 
 
-product = sound.product
+def tile(rows, columns, step, warps, stages, label, function="product", dtype="bf16", **more):
+    signature = {"a": f"*{dtype}", "b": f"*{dtype}", "out": "*fp32", "depth": "i32"}
+    sizes = {"ROWS": rows, "COLUMNS": columns, "STEP": step}
+    signature.update(dict.fromkeys(sizes, "constexpr"))
+    more.setdefault("aligned", ("a", "b", "out", "depth"))
+    return Compilation(f"faulty:{function}", signature, sizes, warps, stages, label=label, **more)
 
 
 def compilations(arch):
-    def tile(*sizes, **more):
-        return sound.tile(*sizes, **{"kernel": "faulty:product", **more})
-
-    yield tile(
-        128,
-        256,
-        32,
-        2 if arch == "gfx942" else 4,
-        2,
-        label="spills",
-        options={} if arch == "gfx942" else {"maxnreg": 64},
-    )
-    yield tile(128, 256, 64, 8, 5, label="shared")
-    yield tile(16, 64, 32, 4, 2, label="no wgmma")
-    yield tile(64, 64, 32, 2, 2, label="too few warps for wgmma", expects={})
-    yield tile(64, 64, 32, 4, 2, label="unaligned", aligned=())
-    yield tile(64, 64, 32, 4, 2, label="refused", kernel="faulty:refused")
-    yield tile(64, 64, 32, 4, 2, label="bad argument", aligned=("c",))
-    yield tile(32, 64, 32, 4, 2, label="twice", expects={})
-    yield tile(16, 64, 32, 4, 2, label="twice", expects={})
+    tight = {"waves_per_eu": 8} if arch == "gfx942" else {"maxnreg": 40}
+    yield tile(128, 64, 16, 4, 1, "spills", dtype="fp32", options=tight)
+    yield tile(64, 64, 64, 4, 6 if arch == "gfx942" else 18, "shared")
+    yield tile(16, 64, 32, 4, 2, "wgmma promised", expects={"sm90": ("wgmma",)})
+    yield tile(64, 64, 32, 2, 2, "wgmma possible")
+    yield tile(32, 32, 32, 4, 2, "unaligned", aligned=())
+    yield tile(32, 32, 32, 4, 2, "refused", function="refused")
+    yield tile(32, 32, 32, 4, 2, "absent", function="absent")
+    yield tile(32, 32, 32, 4, 2, "no such argument", aligned=("c",))
+    yield tile(32, 32, 32, 4, 2, "twice")
+    yield tile(32, 64, 32, 4, 2, "twice")

@@ -1,0 +1,1 @@
+"""How to run each table's kernels for the tuner: a file a table, with `tuning_cases(device)`."""
