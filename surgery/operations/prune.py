@@ -14,9 +14,10 @@ from surgery.operations.kinds import Share, forms, whole
 class Prune:
     """Remove the least-used part of a dimension.
 
-    before   table [V, D], time branch [D, H], modulation [M, D]
-    after    table [V, D'], time branch [D', H], modulation [M, D'] with weights that make up for what is gone
-    refuses  a dimension that is not the class's own, a share that leaves nothing
+    before   table [V, D], time branch [D, H], modulation [M, D]; or a layer of C channels, an attention of H heads
+    after    table [V, D'], time branch [D', H], modulation [M, D'] with weights that make up for what is gone; C', H'
+    refuses  a dimension that is not the class's own, heads and channels that something else reads, a share that
+             leaves nothing
     """
 
     phase = Phase.SHRINK
@@ -28,7 +29,9 @@ class Prune:
         doc="which end of the ranking goes: the least used, the most used (a control), or any (a control)",
     )
     share: Share = share(doc="how much goes: `66%`, or a count of coordinates")
-    target: Selector = after("of", doc="what is pruned: `class embeddings`")
+    target: Selector = after(
+        "of", doc="what is pruned: `class embeddings`, `mlp channels`, `attention heads in layers 2..5`"
+    )
     by: str = after(
         "by",
         "auto",
@@ -85,18 +88,22 @@ class Prune:
     def plan(self, anatomy: Any, sites: tuple) -> list[Any]:
         """The cuts this clause makes, from shapes alone. Raises RefusalError where a site cannot be cut."""
         kinds = {site.kind for site in sites}
-        if kinds != {"conditioning"}:
-            from surgery.diagnostics import RefusalError
+        if kinds == {"conditioning"}:
+            from surgery.targets.class_embeddings import plan_class_embeddings
 
-            raise RefusalError(
-                f"prune cannot cut `{self.target.text or self.target}` yet",
-                code="S314",
-                span=self.clause.span if self.clause else None,
-                help="prune `class embeddings`",
-            )
-        from surgery.targets.class_embeddings import plan_class_embeddings
+            return plan_class_embeddings(self, anatomy, sites)
+        if kinds in ({"mlp"}, {"attention"}):
+            from surgery.targets.units import plan_units
 
-        return plan_class_embeddings(self, anatomy, sites)
+            return plan_units(self, anatomy, sites)
+        from surgery.diagnostics import RefusalError
+
+        raise RefusalError(
+            f"prune cannot cut `{self.target.text or self.target}` yet",
+            code="S314",
+            span=self.clause.span if self.clause else None,
+            help="prune `class embeddings`, `mlp channels` or `attention heads`",
+        )
 
     def _fault(self, message: str, help: str) -> Diagnostic:
         return Diagnostic("S122", message, self.clause.span if self.clause else None, help=help)

@@ -101,6 +101,8 @@ class OutputQuality:
 
     def __init__(self, model: LoadedModel, data: Data, *, batch: int = 64):
         self.reference, self.data, self.batch = model.reference, data, batch
+        named = model.example_inputs if isinstance(model.example_inputs, dict) else {}
+        self.options = {name: value for name, value in named.items() if not isinstance(value, torch.Tensor)}
 
     @property
     def description(self) -> str:
@@ -118,7 +120,7 @@ class OutputQuality:
             placed = {
                 name: value.to(device, dtype if value.is_floating_point() else None) for name, value in chosen.items()
             }
-            outputs = tensors_of(module(**placed))
+            outputs = tensors_of(module(**placed, **self.options))
             parts.append([output.double().cpu() for output in outputs if output.is_floating_point()])
             if progress is not None:
                 progress(min(first + self.batch, count), count)

@@ -28,7 +28,8 @@ def load(location: str, model: LoadedModel, *, samples: int | None, seed: int) -
         )
     count = min(samples or COUNT, MOST)
     chance = torch.Generator().manual_seed(seed)
-    inputs = {name: _drawn(value, count, chance) for name, value in model.example_inputs.items()}
+    examples = {name: value for name, value in model.example_inputs.items() if isinstance(value, Tensor)}
+    inputs = {name: _drawn(value, count, chance) for name, value in examples.items()}
     if model.diffusion is not None:
         inputs = _scheduled(model, count, chance)
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in inputs.values())).hexdigest()

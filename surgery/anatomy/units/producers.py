@@ -1,0 +1,58 @@
+"""Where labels begin: a layer's output features, an embedding's columns, a parameter's entries."""
+
+from math import prod
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from surgery.anatomy.graphs import aten, is_op
+from surgery.anatomy.units.trace import Walk
+
+CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution)
+
+
+def layer_weight(node: Node) -> tuple[Any, int, Any]:
+    """(weight, the axis of it that makes output features, bias) of a layer."""
+    if is_op(node, aten.addmm):
+        return node.args[2], 1, node.args[0]
+    if is_op(node, aten.embedding):
+        return node.args[0], 1, None
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    return node.args[1], 0, bias
+
+
+def weight_name(node: Node) -> str | None:
+    weight = layer_weight(node)[0] if len(node.args) > 1 else None
+    return weight.target if isinstance(weight, Node) and weight.op == "get_attr" else None
+
+
+def begin(walk: Walk, node: Node) -> Tensor:
+    """Labels of a seed's output, fresh at first, the same for every layer that shares a weight."""
+    sizes = walk.sizes.shape(node)
+    if node.op == "get_attr":
+        labels = _started(walk, node.target, prod(sizes)).reshape(sizes)
+        for axis in _cut_axes(labels, walk):
+            walk.cut_weight(node, node, axis, labels.movedim(axis, 0).reshape(sizes[axis], -1)[:, 0])
+        return labels
+    weight, axis, bias = layer_weight(node)
+    channel = 1 if is_op(node, *CONVOLUTIONS) else len(sizes) - 1
+    labels = _started(walk, weight_name(node) or node, sizes[channel])
+    walk.cut_weight(node, weight, axis, labels)
+    if isinstance(bias, Node) and (walk.sizes.shape(bias) or (1,))[-1] == sizes[channel]:
+        walk.cut_weight(node, bias, len(walk.sizes.shape(bias)) - 1, labels)
+    shape = [1] * len(sizes)
+    shape[channel] = sizes[channel]
+    return labels.reshape(shape).expand(sizes)
+
+
+def _started(walk: Walk, key: Any, count: int) -> Tensor:
+    if key not in walk.starts:
+        walk.starts[key] = walk.union.new(count)
+    return walk.union.find(walk.starts[key])
+
+
+def _cut_axes(labels: Tensor, walk: Walk) -> list[int]:
+    from surgery.anatomy.units.trace import varies
+
+    return [axis for axis in range(labels.dim()) if varies(labels, axis)]

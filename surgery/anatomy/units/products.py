@@ -1,0 +1,155 @@
+"""Operations that sum an axis away: layers, matrix products, attention."""
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from surgery.anatomy.graphs import aten, is_op
+from surgery.anatomy.units.trace import Walk, along, unknown, varies
+from surgery.anatomy.units.union import FREE
+
+
+def linear(walk: Walk, node: Node) -> Tensor | None:
+    """[.., K] · [M, K]: the weight loses columns, and the axis ends here; unless heads share the layer."""
+    return _layer(walk, node, node.args[0], node.args[1], 1)
+
+
+def addmm(walk: Walk, node: Node) -> Tensor | None:
+    """b + x W, W [K, M]."""
+    return _layer(walk, node, node.args[1], node.args[2], 0)
+
+
+def _layer(walk: Walk, node: Node, source: Node, weight: Node, axis: int) -> Tensor | None:
+    held = walk.of(source)
+    if held is None:
+        return unknown(walk, node)
+    last = held.dim() - 1
+    if not any(varies(held, each) for each in range(last)):
+        if varies(held, last) or held.shape[-1] == 1:
+            vector = along(held, last)
+            walk.cut_weight(node, weight, axis, vector)
+            walk.consumers[node] = vector
+        return None
+    held = walk.mix(node, held, [last])
+    return held[..., :1].expand(walk.sizes.shape(node))
+
+
+def matmul(walk: Walk, node: Node) -> Tensor | None:
+    """[.., M, K] · [.., K, N]: against a weight it is a layer; between activations batch axes are one."""
+    left, right = node.args[:2]
+    if right.op == "get_attr" and len(walk.sizes.shape(right)) == 2:
+        return _layer(walk, node, left, right, 0)
+    sizes = walk.sizes.shape(node)
+    one, two = _operand(walk, left), _operand(walk, right)
+    if one is None and two is None:
+        return unknown(walk, node)
+    one, two = _unshared(one, two)
+    for held, operand in ((one, left), (two, right)):
+        _want(walk, node, operand, held, two if held is one else one)
+    total = torch.full(sizes, FREE)
+    for held, axis in ((one, -1), (two, -2)):
+        if held is not None:
+            part = walk.mix(node, held, [held.dim() + axis]).narrow(axis, 0, 1)
+            walk.union.unify(total, part)
+            total = torch.where(total < 0, part, total)
+    return walk.union.find(total)
+
+
+def attention(walk: Walk, node: Node) -> Tensor | None:
+    """softmax(Q Kᵀ) V: a head of q, k, v and of the output is one; grouped queries share theirs."""
+    query, key, value = node.args[:3]
+    heads = walk.sizes.shape(query)[-3] if len(walk.sizes.shape(query)) > 3 else 1
+    labels = [walk.of(query), *(_repeated(walk.of(each), heads) for each in (key, value))]
+    for index in (1, 2):
+        labels[index] = _without_shared(labels[index])
+    known = [held for held in labels if held is not None]
+    if not known or heads == 1:
+        return unknown(walk, node)
+    for operand, held in zip((query, key, value), labels, strict=True):
+        if held is None and walk.of(operand) is None and walk.sizes.shape(operand)[-3] > 1:
+            walk.want_layers_behind(operand)
+    total = torch.full((heads,), FREE)
+    for held in known:
+        per_head = walk.mix(node, held, [held.dim() - 1])[..., 0].movedim(-2, 0).reshape(heads, -1).amax(1)
+        walk.union.unify(total, per_head)
+        total = walk.union.find(torch.where(total < 0, per_head, total))
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    if isinstance(mask, Node):
+        own = walk.sizes.shape(mask)
+        if len(own) > 2 and own[-3] > 1:
+            walk.couple(node, mask, len(own) - 3, total)
+    return total[:, None, None].expand(walk.sizes.shape(node))
+
+
+def convolution(walk: Walk, node: Node) -> Tensor | None:
+    """Channels end in a convolution, and pass through one that keeps each apart."""
+    source, weight = node.args[:2]
+    held = walk.of(source)
+    if held is None:
+        return unknown(walk, node)
+    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    if any(varies(held, axis) for axis in range(held.dim()) if axis != 1):
+        return unknown(walk, node)
+    vector = along(held, 1)
+    if groups == 1:
+        walk.cut_weight(node, weight, 1, vector)
+        walk.consumers[node] = vector
+        return None
+    sizes = walk.sizes.shape(node)
+    if groups != held.shape[1] or sizes[1] != groups:
+        return unknown(walk, node)
+    walk.cut_weight(node, weight, 0, vector)
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    if isinstance(bias, Node):
+        walk.cut_weight(node, bias, 0, vector)
+    return vector.reshape(-1, *[1] * (len(sizes) - 2)).expand(sizes)
+
+
+def _operand(walk: Walk, operand: Node) -> Tensor | None:
+    return walk.of(operand)
+
+
+def _repeated(held: Tensor | None, heads: int) -> Tensor | None:
+    """Keys or values of fewer heads, each for its group of queries."""
+    if held is None or held.shape[-3] == heads:
+        return held
+    return held.repeat_interleave(heads // held.shape[-3], -3)
+
+
+def _without_shared(held: Tensor | None) -> Tensor | None:
+    """Entries that all heads have in common belong to none; None where that is all of them."""
+    if held is None or held.shape[-3] == 1:
+        return held
+    shared = (held == held.narrow(-3, 0, 1)).all(-3, keepdim=True)
+    left = torch.where(shared, FREE, held)
+    return left if bool((left >= 0).any()) else None
+
+
+def _unshared(one: Tensor | None, two: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Of two operands, entries that are the same in every batch entry along which the other one differs."""
+    return _against(one, two), _against(two, one)
+
+
+def _against(held: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if held is None or other is None:
+        return held
+    for back in range(3, min(held.dim(), other.dim()) + 1):
+        if held.shape[-back] > 1 and varies(other, other.dim() - back):
+            shared = (held == held.narrow(-back, 0, 1)).all(-back, keepdim=True)
+            held = torch.where(shared, FREE, held)
+    return held if bool((held >= 0).any()) else None
+
+
+def _want(walk: Walk, node: Node, operand: Node, held: Tensor | None, other: Tensor | None) -> None:
+    """An operand without labels that has the cut batch axis in full comes from layers to be followed too."""
+    if held is not None or other is None or walk.of(operand) is not None:
+        return
+    own = walk.sizes.shape(operand)
+    for back in range(3, min(len(own), other.dim()) + 1):
+        if own[-back] > 1 and varies(other, other.dim() - back):
+            if not walk.want_layers_behind(operand):
+                walk.couple(node, operand, len(own) - back, along(other, other.dim() - back))
+            return
+
+
+__all__ = ["addmm", "attention", "convolution", "is_op", "linear", "matmul", "aten"]

@@ -1,0 +1,177 @@
+"""How labels pass through an operation: by its kind, never by the model it is in."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from surgery.anatomy.dimension import describe
+from surgery.anatomy.graphs import aten, is_op, shape
+from surgery.anatomy.units.products import addmm, attention, convolution, linear, matmul
+from surgery.anatomy.units.trace import Walk, along, unknown, varies
+from surgery.anatomy.units.union import FREE
+
+Rule = Callable[[Walk, Node], object]
+
+
+def rule_of(node: Node) -> Rule:
+    """The rule of a call; `unknown` where there is none."""
+    if node.op == "output":
+        return unknown
+    if getattr(node.target, "__name__", "") == "getitem":
+        return pick
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in RULES:
+        return RULES[packet]
+    return pointwise if torch.Tag.pointwise in getattr(node.target, "tags", ()) else unknown
+
+
+def pick(walk: Walk, node: Node) -> Tensor | None:
+    """One of several outputs."""
+    held = walk.labels[node.args[0]]
+    return walk.union.find(held[node.args[1]])
+
+
+def pointwise(walk: Walk, node: Node) -> Tensor | None:
+    """Operands meet element by element; what has no labels but the full size of a cut axis is cut as well."""
+    size = walk.sizes.shape(node)
+    operands = [each for each in node.all_input_nodes if shape(each) is not None]
+    total = torch.full(size, FREE)
+    for operand in operands:
+        held = walk.of(operand)
+        if held is not None:
+            walk.union.unify(total, held)
+            total = torch.where(total < 0, held, total)
+    total = walk.union.find(total)
+    for operand in operands:
+        settle(walk, node, operand, total)
+    return total
+
+
+def settle(walk: Walk, node: Node, operand: Node, total: Tensor) -> None:
+    """Couple an operand that has no labels with the axes along which those of the result differ."""
+    if walk.of(operand) is not None:
+        return
+    own = walk.sizes.shape(operand)
+    for axis in range(len(own)):
+        place = total.dim() - len(own) + axis
+        if own[axis] > 1 and varies(total, place):
+            vector = along(total, place)
+            if vector is None:
+                walk.refuse(node, f"{describe(node)} spreads a unit over two axes")
+            else:
+                walk.couple(node, operand, axis, vector)
+
+
+def same(walk: Walk, node: Node) -> Tensor | None:
+    """The first operand's labels, as they are."""
+    return walk.of(node.args[0])
+
+
+def moved(walk: Walk, node: Node) -> object:
+    """A shape operation is run on the labels themselves."""
+    held = walk.of(node.args[0])
+    if held is None:
+        return None
+    args = [walk.sizes.plain(each) for each in node.args[1:]]
+    kwargs = {name: walk.sizes.plain(each) for name, each in node.kwargs.items() if name != "memory_format"}
+    found = node.target(held, *args, **kwargs)
+    return list(found) if isinstance(found, tuple | list) else found
+
+
+def expanded(walk: Walk, node: Node) -> Tensor | None:
+    held = walk.of(node.args[0])
+    return None if held is None else held.expand(walk.sizes.shape(node))
+
+
+def joined(walk: Walk, node: Node) -> Tensor:
+    """`cat` and `stack`: parts without labels stay whole."""
+    parts = [walk.of(part) for part in node.args[0]]
+    parts = [
+        torch.full(walk.sizes.shape(node.args[0][index]), FREE) if part is None else part
+        for index, part in enumerate(parts)
+    ]
+    return node.target(parts, *node.args[1:], **node.kwargs)
+
+
+def padded(walk: Walk, node: Node) -> Tensor | None:
+    held = walk.of(node.args[0])
+    return None if held is None else aten.constant_pad_nd(held, walk.sizes.plain(node.args[1]), FREE)
+
+
+def reduced(walk: Walk, node: Node) -> Tensor | None:
+    """A sum or mean mixes the axes it is taken over."""
+    held = walk.of(node.args[0])
+    if held is None:
+        return None
+    axes = _axes(node, held.dim())
+    held = walk.mix(node, held, axes)
+    result = held.amax(axes, keepdim=True)
+    return result.reshape(walk.sizes.shape(node))
+
+
+def along_axis(walk: Walk, node: Node) -> Tensor | None:
+    """softmax and its like: one axis is mixed, the shape stays."""
+    held = walk.of(node.args[0])
+    return None if held is None else walk.mix(node, held, _axes(node, held.dim()))
+
+
+def normed(walk: Walk, node: Node) -> Tensor | None:
+    """layer_norm and rms_norm mix the last axes."""
+    held = walk.of(node.args[0])
+    if held is None:
+        return None
+    count = len(node.args[1])
+    return walk.mix(node, held, range(held.dim() - count, held.dim()))
+
+
+def chosen(walk: Walk, node: Node) -> Tensor | None:
+    """index_select and gather: fine along an axis on which labels do not differ."""
+    held, axis = walk.of(node.args[0]), node.args[1]
+    if held is None or not isinstance(axis, int):
+        return unknown(walk, node)
+    if varies(held, axis):
+        return unknown(walk, node)
+    return held.narrow(axis, 0, 1).expand(walk.sizes.shape(node))
+
+
+def _axes(node: Node, rank: int) -> list[int]:
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axes = [given] if isinstance(given, int) else list(given) if given else list(range(rank))
+    return [axis % rank for axis in axes]
+
+
+SAME = "contiguous detach alias to _to_copy type_as dropout lift_fresh_copy clone tril triu cumsum native_dropout float"
+MOVED = (
+    "view reshape _unsafe_view permute transpose t unsqueeze squeeze slice select split split_with_sizes chunk unbind "
+    "flatten unflatten repeat repeat_interleave narrow movedim roll flip tile swapaxes numpy_T mT adjoint expand"
+)
+REDUCED = "mean sum amax amin var std norm linalg_vector_norm logsumexp prod all any"
+RULES: dict[object, Rule] = {
+    aten.linear: linear,
+    aten.addmm: addmm,
+    aten.matmul: matmul,
+    aten.bmm: matmul,
+    aten.mm: matmul,
+    aten.scaled_dot_product_attention: attention,
+    aten.expand_as: expanded,
+    aten.cat: joined,
+    aten.stack: joined,
+    aten.constant_pad_nd: padded,
+    aten.pad: padded,
+    aten.softmax: along_axis,
+    aten._softmax: along_axis,
+    aten.log_softmax: along_axis,
+    aten.layer_norm: normed,
+    aten.rms_norm: normed,
+    aten.index_select: chosen,
+    aten.conv1d: convolution,
+    aten.conv2d: convolution,
+}
+RULES |= {getattr(aten, name): same for name in SAME.split() if hasattr(aten, name)}
+RULES |= {getattr(aten, name): moved for name in MOVED.split() if hasattr(aten, name)}
+RULES |= {getattr(aten, name): reduced for name in REDUCED.split() if hasattr(aten, name)}
+RULES.pop(getattr(aten, "native_dropout", None), None)
+
+__all__ = ["rule_of", "is_op"]

@@ -1,0 +1,50 @@
+"""Which labels turned out to be the same: a union-find over arrays."""
+
+import torch
+from torch import Tensor
+
+FREE = -1
+"""The label of what belongs to no unit and is never cut."""
+
+
+class Union:
+    """Labels 0 … n-1, merged as they are found to be cut together. The smallest of a group stands for it."""
+
+    def __init__(self) -> None:
+        self.parent = torch.empty(0, dtype=torch.int64)
+        self.merges = 0
+
+    def new(self, count: int) -> Tensor:
+        """`count` fresh labels."""
+        first = len(self.parent)
+        fresh = torch.arange(first, first + count)
+        self.parent = torch.cat([self.parent, fresh])
+        return fresh
+
+    def find(self, labels: Tensor) -> Tensor:
+        """The label that stands for each; FREE stays FREE."""
+        while True:
+            up = torch.where(labels < 0, labels, self.parent[labels.clamp(min=0)])
+            if torch.equal(up, labels):
+                return labels
+            labels = up
+
+    def unify(self, first: Tensor, second: Tensor) -> None:
+        """Element by element the two are one, wherever both are labels."""
+        pairs = torch.stack(torch.broadcast_tensors(first, second)).reshape(2, -1)
+        pairs = pairs[:, (pairs[0] >= 0) & (pairs[1] >= 0)]
+        pairs = torch.unique(pairs[:, pairs[0] != pairs[1]], dim=1)
+        while True:
+            one, two = self.find(pairs[0]), self.find(pairs[1])
+            apart = one != two
+            if not apart.any():
+                return
+            low, high = torch.minimum(one, two)[apart], torch.maximum(one, two)[apart]
+            self.parent.scatter_reduce_(0, high, low, "amin")
+            self.merges += 1
+
+    def along(self, labels: Tensor, axis: int) -> Tensor:
+        """All labels along an axis are one; the labels without that axis."""
+        first = labels.amax(axis, keepdim=True)
+        self.unify(labels, first)
+        return self.find(first.squeeze(axis))

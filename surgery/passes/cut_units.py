@@ -1,0 +1,130 @@
+"""Remove heads, channels or whatever else is coupled: tensors lose indices, sizes in calls follow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from surgery.anatomy.graphs import aten, attribute
+from surgery.anatomy.units.edits import Edit
+from surgery.passes.weights import add_tensor, replace_tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CutUnits:
+    """before  weights [.., n, ..], sizes as captured      after  weights [.., n', ..], sizes of what is left
+
+    weights     (tensor, axis) → indices kept, ascending
+    edits       sizes written into calls
+    gathers     (call, operand, axis) → indices kept of an operand that is computed elsewhere
+    """
+
+    clause: str
+    place: str
+    weights: Mapping[tuple[str, int], Tensor]
+    edits: tuple[Edit, ...]
+    gathers: Mapping[tuple[str, str, int], Tensor] = field(default_factory=dict)
+    name: str = "cut-units"
+
+    def requires(self, graph_module: GraphModule) -> str | None:
+        names = {node.name for node in graph_module.graph.nodes}
+        wanted = [edit.node for edit in self.edits] + [
+            name for call, operand, _ in self.gathers for name in (call, operand)
+        ]
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            return f"no node `{missing[0]}`"
+        short = [
+            name for (name, axis), keep in self.weights.items() if _size(graph_module, name, axis) <= int(keep.max())
+        ]
+        return f"`{short[0]}` was cut before" if short else None
+
+    def run(self, graph_module: GraphModule) -> None:
+        nodes = {node.name: node for node in graph_module.graph.nodes}
+        for (name, axis), keep in self.weights.items():
+            tensor = attribute(graph_module, name)
+            replace_tensor(graph_module, name, tensor.index_select(axis, keep.to(tensor.device)))
+        for edit in self.edits:
+            _write(nodes[edit.node], edit)
+        for (call, operand, axis), keep in self.gathers.items():
+            self._gather(graph_module, nodes[call], nodes[operand], axis, keep)
+
+    def ensures(self, graph_module: GraphModule) -> str | None:
+        wrong = [n for (n, axis), keep in self.weights.items() if _size(graph_module, n, axis) != len(keep)]
+        return f"`{wrong[0]}` has another size than it should" if wrong else None
+
+    def _gather(self, graph_module: GraphModule, call: Node, operand: Node, axis: int, keep: Tensor) -> None:
+        """The call reads the kept part of an operand."""
+        like = operand.meta["val"]
+        name = add_tensor(graph_module, "surgery_kept", keep.to(like.device), parameter=False)
+        with graph_module.graph.inserting_before(call):
+            index = graph_module.graph.get_attr(name)
+            part = graph_module.graph.call_function(aten.index_select.default, (operand, axis, index))
+        call.replace_input_with(operand, part)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskUnits:
+    """The slow truth: what the consumers read of removed units is 0, and nothing shrinks.
+
+    masks   consumer → 1 for every input feature that stays, 0 for the others [n]; of a convolution, channels
+    """
+
+    clause: str
+    place: str
+    masks: Mapping[str, Tensor]
+    name: str = "mask-units"
+
+    def requires(self, graph_module: GraphModule) -> str | None:
+        return None
+
+    def run(self, graph_module: GraphModule) -> None:
+        graph = graph_module.graph
+        for call in [node for node in graph.nodes if node.name in self.masks]:
+            position = 1 if call.target is aten.addmm.default else 0
+            source = call.args[position]
+            like = source.meta["val"]
+            mask = self.masks[call.name].to(like.device, like.dtype)
+            if call.target in (aten.conv1d.default, aten.conv2d.default):
+                mask = mask.reshape(-1, *[1] * (like.dim() - 2))
+            name = add_tensor(graph_module, "surgery_mask", mask, parameter=False)
+            with graph.inserting_before(call):
+                masked = graph.call_function(aten.mul.Tensor, (source, graph.get_attr(name)))
+            args = list(call.args)
+            args[position] = masked
+            call.args = tuple(args)
+
+    def ensures(self, graph_module: GraphModule) -> str | None:
+        return None
+
+
+def _write(node: Node, edit: Edit) -> None:
+    args = list(node.args)
+    if edit.item is None:
+        args[edit.position] = edit.value
+    else:
+        sizes = list(args[edit.position])
+        sizes[edit.item] = _scaled(node, sizes[edit.item], edit.value)
+        args[edit.position] = sizes
+    node.args = tuple(args)
+
+
+def _scaled(node: Node, size: int | Node, value: int | Fraction) -> int | Node:
+    """The new size; a free one is multiplied and divided in the graph."""
+    if not isinstance(value, Fraction):
+        return value
+    import operator
+
+    graph = node.graph
+    with graph.inserting_before(node):
+        times = graph.call_function(operator.mul, (size, value.numerator))
+        return graph.call_function(operator.floordiv, (times, value.denominator))
+
+
+def _size(graph_module: GraphModule, name: str, axis: int) -> int:
+    return attribute(graph_module, name).shape[axis]
+
+
+__all__ = ["CutUnits", "MaskUnits"]
