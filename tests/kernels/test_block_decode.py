@@ -269,3 +269,17 @@ def test_a_list_is_cut_into_parts_that_hold_all_of_it():
         for programs in (1, 3, 64, 1000):
             parts, each = partition(tiles, programs, 132)
             assert parts * each >= tiles and (parts - 1) * each < max(tiles, 1)
+
+
+@pytest.mark.parametrize("name", ["gathered", "triton"])
+def test_offsets_past_two_to_the_31(name, device):
+    """A cache whose third head begins 2^31 elements on; only the pages that are written exist."""
+    sizes, strides = (1, 3, 40, 32), (0, 1 << 30, 32, 1)
+    storage = torch.UntypedStorage(2 * ((2 << 30) + 40 * 32), device=device)
+    k = torch.tensor([], dtype=torch.float16, device=device).set_(storage, 0, sizes, strides)
+    k.copy_(torch.randn(sizes))
+    q, v = torch.randn(1, 3, 1, 32).half().to(device), torch.randn(sizes).half().to(device)
+    lists = torch.tensor([0, 2], dtype=torch.int32, device=device).expand(1, 3, 2)
+    lengths = torch.tensor([39], dtype=torch.int32, device=device)
+    arguments = q, k, v, lists, lengths, 16, 32**-0.5
+    holds(IMPLEMENTATIONS[name](arguments), (q, k.contiguous(), *arguments[2:]))
