@@ -1,14 +1,18 @@
 """adaLN modulation, pruned against dense: `python -m bench.adaln [--quick] [--json]`.
 
 Every block of a diffusion transformer computes `linear(silu(c))`, [B, D] → [B, 6D], from the same c. Pruning c to
-K of its D coordinates leaves every weight K of its D columns. Three ways to run it:
+K of its D coordinates leaves every weight K of its D columns. Five ways to run it:
 
-    per block        a linear per block, as a model does it
-    hoisted          one linear over the weights of all blocks, [B, K] → [B, depth · 6D]
-    hoisted packed   the same, its weight laid out once in oneDNN's own blocks (CPU only)
+    per block            a linear per block, as a model does it
+    hoisted              one linear over the weights of all blocks, [B, K] → [B, depth · 6D]
+    hoisted packed       the same, its weight laid out once in oneDNN's own blocks (CPU only)
+    per block surgery    `surgery::modulation` per block, silu inside (CPU: its weight laid out once)
+    hoisted surgery      the same over the weights of all blocks
 
-Ours is the pruned one in each way, dense the same way is the like-for-like peer, and the other dense ways, with
-`torch.compile` over the per-block one, are beside it. Batch 1 reads every weight for one row: memory decides.
+Ours is the pruned one in each way. Its like-for-like peer is dense as one runs it without surgery, per block or
+hoisted; the other dense ways are beside it: `torch.compile` over the blocks, oneDNN's packing, and dense through
+surgery's own kernel, which shows how much of a ratio is the kernel and how much the cut. Batch 1 reads every weight
+for one row: memory decides.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from surgery.kernels.operators.modulation import modulation as surgery_modulation
+from surgery.kernels.operators.modulation import pack_modulation, packed_modulation
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
@@ -49,6 +55,14 @@ class Modulation:
         weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.c.shape[0])
         return lambda: torch.ops.mkldnn._linear_pointwise(silu(self.c), weight, self.bias, "none", [], "")
 
+    def surgery_per_block(self) -> Callable[[], list[Tensor]]:
+        weights, biases = self.weight.chunk(self.depth), self.bias.chunk(self.depth)
+        calls = [surgery_call(self.c, *pair) for pair in zip(weights, biases, strict=True)]
+        return lambda: [call() for call in calls]
+
+    def surgery_hoisted(self) -> Callable[[], Tensor]:
+        return surgery_call(self.c, self.weight, self.bias)
+
     def compiled(self) -> Callable[[], Any]:
         """`torch.compile` over all blocks, static shapes, weights as inputs."""
         weights, biases = self.weight.chunk(self.depth), self.bias.chunk(self.depth)
@@ -61,7 +75,17 @@ class Modulation:
 
     def ways(self, packing: bool) -> dict[str, Callable[[], Any]]:
         ways = {"per block": self.per_block(), "hoisted": self.hoisted()}
-        return ways | {"hoisted packed": self.packed()} if packing else ways
+        if packing:
+            ways["hoisted packed"] = self.packed()
+        return ways | {"per block surgery": self.surgery_per_block(), "hoisted surgery": self.surgery_hoisted()}
+
+
+def surgery_call(c: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor]:
+    """One call of our operator; on a CPU the weight is laid out now."""
+    if c.device.type != "cpu":
+        return lambda: surgery_modulation(c, weight, bias)
+    packed, outputs = pack_modulation(weight), weight.shape[0]
+    return lambda: packed_modulation(c, packed, bias, outputs)
 
 
 def modulation(width: int, kept: int, depth: int, batch: int, dtype: torch.dtype, device: str) -> Modulation:
@@ -88,19 +112,30 @@ def scene(size: str, batch: int, dtype: torch.dtype, shares: tuple[float, ...], 
         pruned = modulation(width, kept, depth, batch, dtype, device)
         for way, run in pruned.ways(packing).items():
             row = f"{label} kept, {way}"
-            drawn = dtype == torch.bfloat16 and label.startswith("34%")
             candidates[row] = run
             facts = {"size": size, "dtype": str(dtype), "batch": batch, "width": width, "kept": kept, "way": way}
-            cases.append(
-                Case(f"{title}, {row}", row, row, peers, facts | {"like_for_like": f"dense {way}", "drawn": drawn})
-            )
+            facts["like_for_like"] = f"dense {way.removesuffix(' surgery')}"
+            facts["drawn"] = dtype == torch.bfloat16 and label == exact(0.34, width) and way.endswith("surgery")
+            cases.append(Case(f"{title}, {row}", row, row, peers, facts, *work(pruned)))
     return Scene(title, candidates, tuple(cases))
+
+
+def work(made: Modulation) -> tuple[float, float]:
+    """Multiplications and additions, and bytes of weight, bias, input and output, each moved once."""
+    (batch, kept), outputs = made.c.shape, made.weight.shape[0]
+    numbers = made.weight.numel() + outputs + batch * (kept + outputs)
+    return 2.0 * batch * kept * outputs, float(numbers * made.c.element_size())
+
+
+def exact(share: float, width: int) -> str:
+    """The label of a share that is not rounded up."""
+    return f"{share:.0%} ({round(width * share)})"
 
 
 def widths(width: int, shares: tuple[float, ...]) -> Iterator[tuple[str, int]]:
     """Label and kept width of each share, and of 34 % also the width rounded up to fill blocks."""
     for share in shares:
-        yield f"{share:.0%} ({round(width * share)})", round(width * share)
+        yield exact(share, width), round(width * share)
         if share == 0.34:
             rounded = -(-round(width * share) // ROUNDED) * ROUNDED
             yield f"{share:.0%} ({rounded}, a multiple of {ROUNDED})", rounded

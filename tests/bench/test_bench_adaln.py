@@ -23,7 +23,12 @@ def test_every_way_computes_the_same(dtype, batch):
     one = adaln.modulation(48, 17, 3, batch, dtype, "cpu")
     with torch.inference_mode():
         blocks = torch.cat(one.per_block()(), -1)
-        for whole in (one.hoisted()(), one.packed()()):
+        for whole in (
+            one.hoisted()(),
+            one.packed()(),
+            one.surgery_hoisted()(),
+            torch.cat(one.surgery_per_block()(), -1),
+        ):
             assert whole.shape == blocks.shape == (batch, 3 * 6 * 48)
             # Ways differ in the order of 17 sums only: a few units in the last place of values below 4.
             torch.testing.assert_close(whole, blocks, rtol=0, atol=8 * torch.finfo(dtype).eps)
@@ -48,10 +53,10 @@ def test_widths():
 def test_a_line_per_case(tiny, capsys):
     assert harness.main("adaln", adaln.scenes, ["--quick", "--json", "--runs", "3"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len({line["case"] for line in lines}) == len(lines) == 2 * 2 * 2 * 3
+    assert len({line["case"] for line in lines}) == len(lines) == 2 * 2 * 2 * 5
     for line in lines:
-        assert set(line) == {"case", "ours_ms", "peers_ms", "ratio"}
-        assert {"dense per block", "dense hoisted", "dense per block compiled"} <= set(line["ratio"])
+        assert {"case", "ours_ms", "peers_ms", "ratio", "roofline"} == set(line)
+        assert {"dense per block", "dense hoisted surgery", "dense per block compiled"} <= set(line["ratio"])
         assert set(line["ratio"]) == set(line["peers_ms"]) and line["ours_ms"] > 0
 
 
