@@ -5,18 +5,20 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from surgery.kernels.tuning.candidates import neighbours
 from surgery.kernels.tuning.pick import INTERPRETER, Config, architecture, shipped, substituted
+from torch import Tensor
 
 HOMES = ("surgery.kernels.tuning.cases", "surgery.kernels.triton")
 # Makes the inputs of a row on the device, and gives back what runs the operator on them.
 Call = Callable[[], Any]
 Prepare = Callable[[Config, torch.device], Call]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Case(NamedTuple):
@@ -31,6 +33,29 @@ class Case(NamedTuple):
 
 class NothingToTune(LookupError):
     """No file says how to run the table's kernels."""
+
+
+def inputs(row: Config, device: torch.device, *shapes: tuple[int, ...], grad: bool = False) -> list[Tensor]:
+    """Normal inputs of the row's dtype, the same for every candidate."""
+    generator = torch.Generator(device).manual_seed(0)
+    made = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
+    return [each.to(DTYPES[row.dtype]).requires_grad_(grad) for each in made]
+
+
+def sized(device: torch.device, full: int, small: int) -> int:
+    """The representative size on a GPU; a small one where the interpreter only shows that the case runs."""
+    return small if device.type == "cpu" else full
+
+
+def gradient(out: Tensor, wanted: Sequence[Tensor]) -> Call:
+    """What runs the backward alone, over and over."""
+    wave = torch.ones_like(out)
+    return lambda: torch.autograd.grad(out, wanted, wave, retain_graph=True)
+
+
+def without_gradient(call: Call) -> Call:
+    """The forward as inference runs it."""
+    return torch.no_grad()(call)
 
 
 def cases(table: str, device: torch.device) -> Iterator[Case]:

@@ -13,7 +13,7 @@ DTYPES = ("fp32", "fp16", "bf16")
 FIELDS = {"dtype", "dim", "tile", "blocks", "num_warps", "num_stages", "options"}
 OPTIONAL = {"options"}
 # A table keyed by how much a mask keeps would compile anew for every mask.
-FORBIDDEN = ("nnz", "density", "edges", "kept")
+FORBIDDEN = ("nnz", "density")
 HIP_STAGES = 2
 MEASURED = {"gpu", "versions", "date", "command"}
 
