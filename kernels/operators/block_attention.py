@@ -39,11 +39,12 @@ def block_attention(
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise ValueError unless q, k and v fit together."""
-    shapes = ", ".join(f"{name} {list(each.shape)}" for name, each in (("q", q), ("k", k), ("v", v)))
-    if any(each.dim() != 4 for each in (q, k, v)):
-        raise ValueError(f"{shapes}: expected [batch, heads, rows, head dim]; unsqueeze what is missing")
+    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
+        raise ValueError(f"{_shapes(q, k, v)}: expected [batch, heads, rows, head dim]; unsqueeze what is missing")
     if k.shape != v.shape:
-        raise ValueError(f"{shapes}: k and v have to have one shape; pad the head dim of the smaller with zeros")
+        raise ValueError(
+            f"{_shapes(q, k, v)}: k and v have to have one shape; pad the head dim of the smaller with zeros"
+        )
     if q.shape[0] != k.shape[0]:
         raise ValueError(f"q has batch {q.shape[0]}, k has {k.shape[0]}; expand the smaller one")
     if q.shape[3] != k.shape[3]:
@@ -54,6 +55,10 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q is {q.dtype}, k {k.dtype}, v {v.dtype}: cast them to one floating dtype")
     if not q.device == k.device == v.device:
         raise ValueError(f"q is on {q.device}, k on {k.device}, v on {v.device}: move them to one device")
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
 
 
 def check_blocks(q: Tensor, k: Tensor, blocks: Blocks) -> None:

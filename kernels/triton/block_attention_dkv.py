@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from surgery.kernels.aot.manifest import Compilation
 from surgery.kernels.triton._blocks import Grid, compilation, config, contiguous_rows, variants, words_of
-from surgery.kernels.triton._common import LOG2E, load_tile, padded_dim, store_tile
+from surgery.kernels.triton._common import load_tile, padded_dim, softmax_again, store_tile
 from torch import Tensor
 
 import triton
@@ -38,16 +38,17 @@ def descend(
     rows, columns = first_row + tl.arange(0, TILE_Q), tl.arange(0, DIM)
     tile = load_tile(q, rows, columns, q_row, queries, dim, MASKED, PADDED)
     if MASKED:
-        ends = tl.load(lse + rows, mask=rows < queries, other=0.0) * 1.4426950408889634
+        ends = tl.load(lse + rows, mask=rows < queries, other=0.0)
         ends = tl.where(ends == float("-inf"), 0.0, ends)
         middle = tl.load(delta + rows, mask=rows < queries, other=0.0)
     else:
-        ends = tl.load(lse + rows) * 1.4426950408889634
+        ends = tl.load(lse + rows)
         middle = tl.load(delta + rows)
-    weights = tl.exp2(tl.dot(key_tile, tl.trans(tile), input_precision="ieee") * scale - ends[None, :])
+    scores = tl.dot(key_tile, tl.trans(tile), input_precision="ieee")
     if MASKED:
         kept = unpack_column_bits(words, bit_words, first_bit + tl.arange(0, TILE_K), (TILE_K + 31) // 32)
-        weights = tl.where(kept, weights, 0.0)
+        scores = tl.where(kept, scores, float("-inf"))
+    weights = softmax_again(scores, scale, ends[None, :], tile.dtype == tl.float32)
     grad_tile = load_tile(grad_out, rows, columns, grad_row, queries, dim, MASKED, PADDED)
     grad_value = tl.dot(weights.to(grad_tile.dtype), grad_tile, grad_value, input_precision="ieee")
     pulls = tl.dot(value_tile, tl.trans(grad_tile), input_precision="ieee")
@@ -62,7 +63,7 @@ def dkv(
     full_ptr, full_idx, part_ptr, part_idx, part_map, part_bits,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, grad_batch, grad_head, grad_row,
     heads, group, batch_patterns, head_patterns, queries, keys, dim, tiles, block_columns, block_q, block_k,
-    split_shift, bit_words, scale, scale_base2,
+    split_shift, bit_words, scale,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of keys. The first keys start first, since under a causal mask they have the most queries."""
@@ -92,7 +93,7 @@ def dkv(
             first_row = tl.load(full_idx + (step >> split_shift)) * block_q + (step & splits) * TILE_Q
             grad_key, grad_value = descend(
                 grad_key, grad_value, key_tile, value_tile, own_q, own_grad, lse + own, delta + own, q_row, grad_row,
-                first_row, part_bits, 0, bit_words, queries, dim, scale_base2, False, TILE_Q, TILE_K, DIM, PADDED,
+                first_row, part_bits, 0, bit_words, queries, dim, scale, False, TILE_Q, TILE_K, DIM, PADDED,
             )  # fmt: skip
 
         start, stop = tl.load(part_ptr + block_column), tl.load(part_ptr + block_column + 1)
@@ -104,7 +105,7 @@ def dkv(
             words += (row_in_block + tl.arange(0, TILE_Q)) * bit_words
             grad_key, grad_value = descend(
                 grad_key, grad_value, key_tile, value_tile, own_q, own_grad, lse + own, delta + own, q_row, grad_row,
-                first_row, words, column_in_block % 32, bit_words, queries, dim, scale_base2, True,
+                first_row, words, column_in_block % 32, bit_words, queries, dim, scale, True,
                 TILE_Q, TILE_K, DIM, PADDED,
             )  # fmt: skip
 
@@ -131,7 +132,7 @@ def block_attention_dkv(
     dkv[(tiles * grid.batch * k.shape[1],)](
         q, k, v, grad_out, lse.contiguous(), delta, grad_k, grad_v, *layout[5:], layout[4], *strides,
         grid.heads, grid.group, *grid.pattern_strides, q.shape[2], k.shape[2], dim, tiles, grid.block_columns, *block,
-        (block[0] // row.blocks["TILE_Q"]).bit_length() - 1, words_of(block), float(scale), float(scale) * LOG2E,
+        (block[0] // row.blocks["TILE_Q"]).bit_length() - 1, words_of(block), float(scale),
         DIM=padded_dim(dim), PADDED=padded_dim(dim) != dim, **row.launch,
     )  # fmt: skip
     return grad_k, grad_v
@@ -145,7 +146,7 @@ NUMBERS = (
     "q_batch:i32 q_head:i32 q_row:i32 k_batch:i32 k_head:i32 k_row:i32 v_batch:i32 v_head:i32 v_row:i32 "
     "grad_batch:i32 grad_head:i32 grad_row:i32 "
     "heads:i32 group:i32 batch_patterns:i32 head_patterns:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_columns:i32 "
-    "block_q:i32 block_k:i32 split_shift:i32 bit_words:i32 scale:fp32 scale_base2:fp32"
+    "block_q:i32 block_k:i32 split_shift:i32 bit_words:i32 scale:fp32"
 )
 
 

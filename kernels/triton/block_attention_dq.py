@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from surgery.kernels.aot.manifest import Compilation
 from surgery.kernels.triton._blocks import Grid, compilation, config, contiguous_rows, variants, words_of
-from surgery.kernels.triton._common import LOG2E, load_tile, padded_dim, store_tile, unpack_bits
+from surgery.kernels.triton._common import load_tile, padded_dim, softmax_again, store_tile, unpack_bits
 from torch import Tensor
 
 import triton
@@ -23,13 +23,15 @@ def descend(
     gradient, tile, grad_tile, ends, delta, k, v, k_row, v_row, first_key, words, first_bit, keys, dim, scale,
     MASKED: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Take in one tile of keys; `ends` is the log-sum-exp in base 2, finite."""
+    """Take in one tile of keys; `ends` is the log-sum-exp, finite."""
     local = tl.arange(0, TILE_K)
     columns = tl.arange(0, DIM)
     key_tile = load_tile(k, first_key + local, columns, k_row, keys, dim, MASKED, PADDED)
-    weights = tl.exp2(tl.dot(tile, tl.trans(key_tile), input_precision="ieee") * scale - ends[:, None])
+    scores = tl.dot(tile, tl.trans(key_tile), input_precision="ieee")
     if MASKED:
-        weights = tl.where(unpack_bits(words, first_bit + local, (TILE_K + 31) // 32), weights, 0.0)
+        kept = unpack_bits(words, first_bit + local, (TILE_K + 31) // 32)
+        scores = tl.where(kept, scores, float("-inf"))
+    weights = softmax_again(scores, scale, ends[:, None], tile.dtype == tl.float32)
     value_tile = load_tile(v, first_key + local, columns, v_row, keys, dim, MASKED, PADDED)
     pulls = tl.dot(grad_tile, tl.trans(value_tile), input_precision="ieee")
     slopes = weights * (pulls - delta[:, None])
@@ -42,7 +44,7 @@ def dq(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     out_batch, out_head, out_row, grad_batch, grad_head, grad_row,
     heads, group, batch_patterns, head_patterns, queries, keys, dim, tiles, block_rows, block_q, block_k,
-    split_shift, bit_words, scale, scale_base2,
+    split_shift, bit_words, scale,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of query rows, the last rows first as in the forward."""
@@ -61,7 +63,7 @@ def dq(
     products = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
     own = line * queries
     tl.store(delta + own + rows, products, mask=rows < queries)
-    ends = tl.load(lse + own + rows, mask=rows < queries, other=0.0) * 1.4426950408889634
+    ends = tl.load(lse + own + rows, mask=rows < queries, other=0.0)
     ends = tl.where(ends == float("-inf"), 0.0, ends)  # a row without a key: all its weights are masked
     k += batch * k_batch + (head // group) * k_head
     v += batch * v_batch + (head // group) * v_head
@@ -73,7 +75,7 @@ def dq(
         first_key = tl.load(full_idx + (step >> split_shift)) * block_k + (step & splits) * TILE_K
         gradient = descend(
             gradient, tile, grad_tile, ends, products, k, v, k_row, v_row, first_key, part_bits, 0, keys, dim,
-            scale_base2, False, TILE_K, DIM, PADDED,
+            scale, False, TILE_K, DIM, PADDED,
         )  # fmt: skip
 
     start, stop = tl.load(part_ptr + block_row), tl.load(part_ptr + block_row + 1)
@@ -85,7 +87,7 @@ def dq(
         words = row_words + position.to(tl.int64) * block_q * bit_words + first_column // 32
         gradient = descend(
             gradient, tile, grad_tile, ends, products, k, v, k_row, v_row, first_key, words, first_column % 32, keys,
-            dim, scale_base2, True, TILE_K, DIM, PADDED,
+            dim, scale, True, TILE_K, DIM, PADDED,
         )  # fmt: skip
 
     store_tile(grad_q + own * dim, gradient * scale, rows, columns, dim, queries, dim, PADDED)
@@ -107,7 +109,7 @@ def block_attention_dq(
     dq[(tiles * grid.batch * grid.heads,)](
         q, k, v, out, grad_out, lse.contiguous(), delta, grad_q, *layout[:5], *strides,
         grid.heads, grid.group, *grid.pattern_strides, q.shape[2], k.shape[2], dim, tiles, grid.block_rows, *block,
-        (block[1] // row.blocks["TILE_K"]).bit_length() - 1, words_of(block), float(scale), float(scale) * LOG2E,
+        (block[1] // row.blocks["TILE_K"]).bit_length() - 1, words_of(block), float(scale),
         DIM=padded_dim(dim), PADDED=padded_dim(dim) != dim, **row.launch,
     )  # fmt: skip
     return grad_q, delta
@@ -121,7 +123,7 @@ NUMBERS = (
     "q_batch:i32 q_head:i32 q_row:i32 k_batch:i32 k_head:i32 k_row:i32 v_batch:i32 v_head:i32 v_row:i32 "
     "out_batch:i32 out_head:i32 out_row:i32 grad_batch:i32 grad_head:i32 grad_row:i32 "
     "heads:i32 group:i32 batch_patterns:i32 head_patterns:i32 queries:i32 keys:i32 dim:i32 tiles:i32 block_rows:i32 "
-    "block_q:i32 block_k:i32 split_shift:i32 bit_words:i32 scale:fp32 scale_base2:fp32"
+    "block_q:i32 block_k:i32 split_shift:i32 bit_words:i32 scale:fp32"
 )
 
 

@@ -1,0 +1,241 @@
+"""The Triton kernels of block attention against fp64, in the interpreter or on a GPU: values, gradients, memory."""
+
+import mmap
+from dataclasses import dataclass
+
+import pytest
+import torch
+from surgery.kernels.layouts.blocks import Blocks
+from surgery.kernels.operators.block_attention import block_attention
+
+BF16 = [torch.bfloat16] if torch.cuda.is_available() else []  # the interpreter's bf16 products are wrong
+
+
+@dataclass(frozen=True)
+class Scene:
+    """heads: (batch, query heads, key heads); rows: (Sq, Sk); patterns: how many masks."""
+
+    name: str
+    heads: tuple[int, int, int]
+    rows: tuple[int, int]
+    dim: int
+    block: tuple[int, int]
+    mask: str
+    patterns: int = 1
+
+
+SCENES = (
+    Scene("one query, one key", (1, 1, 1), (1, 1), 32, (16, 16), "all"),
+    Scene("one query, many keys, MQA", (1, 2, 1), (1, 70), 64, (32, 32), "random", 2),
+    Scene("shorter than a block", (2, 2, 2), (7, 9), 80, (128, 128), "random"),
+    Scene("not divisible, fewer queries than keys", (1, 2, 1), (150, 201), 64, (64, 64), "blocks", 2),
+    Scene("narrow blocks of many queries", (1, 1, 1), (65, 40), 32, (64, 16), "blocks"),
+    Scene("wide blocks of few queries", (1, 1, 1), (20, 140), 32, (16, 128), "blocks"),
+    Scene("no edges", (1, 2, 1), (20, 40), 32, (16, 32), "none"),
+    Scene("all edges", (1, 1, 1), (130, 256), 128, (128, 128), "all"),
+    Scene("causal, 16 query heads to a key head", (1, 16, 1), (37, 37), 32, (32, 32), "causal"),
+    Scene("causal, more keys than queries", (1, 4, 1), (30, 70), 80, (16, 32), "causal"),
+    Scene("causal, more queries than keys: empty rows", (1, 1, 1), (70, 30), 64, (32, 32), "causal"),
+    Scene("empty rows and columns, wide head", (1, 2, 1), (40, 70), 256, (32, 64), "holes", 2),
+    Scene("a pattern per batch and head", (2, 2, 1), (33, 50), 16, (32, 32), "holes", 4),
+    Scene("an odd head dim", (1, 1, 1), (40, 40), 20, (16, 32), "random"),
+)
+
+
+def mask_of(scene: Scene) -> torch.Tensor:
+    shape, block = (scene.patterns, *scene.rows), scene.block
+    if scene.mask == "causal":
+        return Blocks.causal(*scene.rows, block).dense_mask()
+    if scene.mask in ("none", "all"):
+        return torch.full(shape, scene.mask == "all")
+    kept = torch.rand(shape) < 0.4
+    if scene.mask == "holes":
+        kept[:, 3:20], kept[..., 5:11] = False, False
+    if scene.mask == "blocks":
+        grid = (scene.patterns, -(-scene.rows[0] // block[0]), -(-scene.rows[1] // block[1]))
+        spread = torch.rand(grid).repeat_interleave(block[0], 1).repeat_interleave(block[1], 2)
+        spread = spread[:, : scene.rows[0], : scene.rows[1]]
+        kept = (kept | (spread > 0.6)) & (spread > 0.2)
+    return kept
+
+
+def guarded(shape, dtype, device) -> torch.Tensor:
+    """[B, H, S, D] as models have it: a transposed slice of a larger tensor, all else of it NaN."""
+    batch, heads, rows, dim = shape
+    parent = torch.full((batch, rows + 3, heads + 1, dim + 8), float("nan"), dtype=dtype, device=device)
+    inner = parent[:, 2 : rows + 2, :heads, 8 : dim + 8].transpose(1, 2)
+    return inner.copy_(torch.randn(shape, dtype=torch.float32).to(dtype))
+
+
+def inputs_of(scene: Scene, dtype, device) -> list[torch.Tensor]:
+    """q, k, v and the gradient of out."""
+    (batch, heads, key_heads), (queries, keys) = scene.heads, scene.rows
+    shapes = [(batch, heads, queries), (batch, key_heads, keys), (batch, key_heads, keys), (batch, heads, queries)]
+    return [guarded((*shape, scene.dim), dtype, device) for shape in shapes]
+
+
+def dense(q, k, v, mask, scale):
+    """Masked attention as eager PyTorch writes it; a row without keys is 0."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if mask.shape[0] not in (1, q.shape[1]):
+        mask = mask.view(q.shape[0], q.shape[1], *mask.shape[1:])
+    alive = mask.any(-1, keepdim=True)
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask & alive, float("-inf"))
+    return scores.softmax(-1).masked_fill(~alive, 0.0) @ v
+
+
+def with_gradients(attend, q, k, v, grad) -> list[torch.Tensor]:
+    leaves = [each.detach().requires_grad_() for each in (q, k, v)]
+    out = attend(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def assert_as_good_as_eager(ours, q, k, v, grad, mask, scale):
+    """Error to fp64 within 2 (out) or 3 (gradients) times that of eager in the same dtype.
+
+    Where eager has none (one key has weight 1, and softmax's gradient cancels exactly): within a rounding of the sums.
+    """
+
+    def attend(*each):
+        return dense(*each, mask, scale)
+
+    exact = with_gradients(attend, *(each.double() for each in (q, k, v)), grad.double())
+    eager = with_gradients(attend, q, k, v, grad)
+    pulls = (grad.abs().max() * v.abs().max() * scale * q.shape[-1]).item()
+    largest = {"out": v, "dq": k * pulls, "dk": q * pulls, "dv": grad}
+    results = zip(largest.items(), (2, 3, 3, 3), ours, eager, exact, strict=True)
+    for (name, parts), times, mine, theirs, truth in results:
+        assert mine.dtype == q.dtype and not mine.isnan().any(), name
+        error, bound = (mine - truth).abs().max().item(), times * (theirs - truth).abs().max().item()
+        rounding = 0.0 if bound else torch.finfo(q.dtype).eps * parts.abs().max().item()
+        assert error <= bound + rounding, f"{name}: {error} over {bound}"
+
+
+@pytest.fixture(autouse=True)
+def triton(monkeypatch):
+    monkeypatch.setenv("SURGERY_KERNELS", "triton")
+    torch.manual_seed(0)
+
+
+def half_worthy(scene: Scene) -> bool:
+    return scene.name in ("not divisible, fewer queries than keys", "shorter than a block", "all edges") or (
+        scene.dim in (16, 256)
+    )
+
+
+@pytest.mark.parametrize(
+    "scene, dtype",
+    [(scene, torch.float32) for scene in SCENES]
+    + [(scene, dtype) for scene in SCENES if half_worthy(scene) for dtype in (torch.float16, *BF16)],
+    ids=lambda each: each.name if isinstance(each, Scene) else str(each).removeprefix("torch."),
+)
+def test_values_and_gradients(scene, dtype, device):
+    q, k, v, grad = inputs_of(scene, dtype, device)
+    mask = mask_of(scene).to(device)
+    blocks = Blocks.from_mask(mask, scene.block)
+    ours = with_gradients(lambda *each: block_attention(*each, blocks), q, k, v, grad)
+    assert_as_good_as_eager(ours, q, k, v, grad, mask, scene.dim**-0.5)
+    empty = ~(mask if mask.shape[0] in (1, q.shape[1]) else mask.view(*q.shape[:2], *mask.shape[1:])).any(-1)
+    for each in ours[:2]:  # out and dq of rows without keys
+        assert not each[empty.expand(q.shape[:3])].any()
+
+
+def test_log_sum_exp(device):
+    scene = Scene("", (1, 4, 2), (50, 70), 32, (32, 64), "holes", 4)
+    q, k, v, _ = inputs_of(scene, torch.float32, device)
+    mask = mask_of(scene).to(device)
+    _, lse = block_attention(q, k, v, Blocks.from_mask(mask, scene.block), scale=0.3, return_lse=True)
+    scores = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) * 0.3
+    truth = scores.masked_fill(~mask, float("-inf")).logsumexp(-1)
+    assert truth.isinf().any() and lse.dtype == torch.float32
+    torch.testing.assert_close(lse.double(), truth, rtol=0, atol=4e-6)  # a few roundings of values up to 8
+
+
+def test_large_scores_do_not_overflow(device):
+    """exp of scores up to 1000 is far beyond fp32: only differences to a row's peak or sum may be taken.
+
+    Gradients are held to be finite only: they are made from the forward's sum, whose fp32 rounding is 6e-5 here.
+    """
+    scene = Scene("", (1, 1, 1), (40, 100), 64, (32, 32), "random")
+    q, k, v, grad = inputs_of(scene, torch.float32, device)
+    mask = mask_of(scene).to(device)
+    blocks = Blocks.from_mask(mask, scene.block)
+    out, *grads = with_gradients(lambda *each: block_attention(*each, blocks, scale=40.0), q, k, v, grad)
+    eager, truth = (dense(*each, mask, 40.0) for each in ((q, k, v), (q.double(), k.double(), v.double())))
+    assert (out - truth).abs().max() <= 2 * (eager - truth).abs().max()
+    assert all(each.isfinite().all() for each in grads)
+
+
+def test_two_runs_give_the_same_bits(device):
+    scene = Scene("", (1, 2, 1), (70, 70), 32, (32, 32), "blocks", 2)
+    q, k, v, grad = inputs_of(scene, torch.float32, device)
+    blocks = Blocks.from_mask(mask_of(scene).to(device), scene.block)
+    first, second = (with_gradients(lambda *each: block_attention(*each, blocks), q, k, v, grad) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_packed_sequences_with_empty_ones(device):
+    """Lengths of queries 5, 0, 20, 3 and of keys 9, 12, 0, 30: the third has queries that see nothing."""
+    query_ends, key_ends = [0, 5, 5, 25, 28], [0, 9, 21, 21, 51]
+    blocks = Blocks.segments(query_ends, key_ends, (16, 32)).to(device)
+    q, k, v, grad = inputs_of(Scene("", (1, 2, 1), (28, 51), 32, (16, 32), ""), torch.float32, device)
+    out, dq, dk, dv = with_gradients(lambda *each: block_attention(*each, blocks), q, k, v, grad)
+    assert not out[:, :, 5:25].any() and not dq[:, :, 5:25].any() and not dk[:, :, 9:21].any()
+    for index in range(4):
+        rows, columns = slice(*query_ends[index : index + 2]), slice(*key_ends[index : index + 2])
+        if rows.start == rows.stop or columns.start == columns.stop:
+            continue
+        ours = [out[:, :, rows], dq[:, :, rows], dk[:, :, columns], dv[:, :, columns]]
+        alone = q[:, :, rows], k[:, :, columns], v[:, :, columns], grad[:, :, rows]
+        everything = torch.ones(
+            1, rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool, device=device
+        )
+        assert_as_good_as_eager(ours, *alone, everything, 32**-0.5)
+
+
+@pytest.mark.parametrize("queries, keys", [(0, 5), (5, 0)])
+def test_nothing_at_all(queries, keys, device):
+    q, k, v, grad = inputs_of(Scene("", (1, 2, 1), (queries, keys), 32, (16, 32), ""), torch.float32, device)
+    blocks = Blocks.segments([0, queries], [0, keys], (16, 32)).to(device)
+    for each in with_gradients(lambda *each: block_attention(*each, blocks), q, k, v, grad):
+        assert not each.any()
+
+
+def test_last_dim_need_not_be_contiguous(device):
+    mask = torch.rand(1, 20, 40, device=device) < 0.5
+    q, k, v, grad = (torch.randn(1, 1, rows, 64, device=device)[..., ::2] for rows in (20, 40, 40, 20))
+    blocks = Blocks.from_mask(mask, (16, 32))
+    ours = with_gradients(lambda *each: block_attention(*each, blocks), q, k, v, grad)
+    assert_as_good_as_eager(ours, q, k, v, grad, mask, 32**-0.5)
+
+
+STRIDE = 2**30 + 16
+FAR = {"rows": (16, 16, STRIDE), "heads": (16, STRIDE, 32), "batch": (STRIDE, 16, 32)}
+
+
+@pytest.mark.parametrize("which", FAR)
+def test_offsets_past_two_to_the_31(which, device):
+    """Three strides of 2^30 elements: in 32 bits the fourth row, head or batch would lie before the first."""
+    place = {"batch": 0, "heads": 1, "rows": 2}[which]
+    shape = [1, 1, 1, 16]
+    shape[place] = 4
+    values = [torch.randn(shape, device=device).half() for _ in range(4)]
+    room = empty_room(3 * STRIDE + 64, device)
+    far = room.as_strided(shape, (*FAR[which], 1))
+    blocks = Blocks.from_mask(torch.ones(1, shape[2], shape[2], dtype=torch.bool, device=device), (16, 32))
+    q, k, v, grad = values
+    near = with_gradients(lambda *each: block_attention(*each, blocks), q, k, v, grad)
+    for index in range(4):
+        moved = list(values)
+        moved[index] = far.copy_(values[index])
+        ours = with_gradients(lambda *each: block_attention(*each, blocks), *moved)
+        assert all(torch.equal(one, other) for one, other in zip(ours, near, strict=True)), "qkvg"[index]
+
+
+def empty_room(elements: int, device: str) -> torch.Tensor:
+    """fp16 zeros; on a CPU pages that are never touched take no memory."""
+    if device != "cpu":
+        return torch.zeros(elements, dtype=torch.float16, device=device)
+    pages = mmap.mmap(-1, 2 * elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.float16)
