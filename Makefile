@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 DEMO := build/quickstart
 
-.PHONY: venv test-venv demo test bench clean
+.PHONY: venv test-venv demo test bench kernels clean
 
 venv: $(VENV)/.installed
 test-venv: $(VENV)/.installed-test
@@ -37,6 +37,10 @@ test: test-venv
 
 bench: venv
 	$(BIN)/python -m bench.adaln --quick
+
+# Every Triton kernel and shipped config, compiled without a GPU; `make kernels TRITON=3.6.0` under that version.
+kernels: venv
+	$(BIN)/python -m surgery.kernels.aot $(if $(TRITON),--triton $(TRITON),--check)
 
 clean:
 	rm -rf $(VENV) build dist

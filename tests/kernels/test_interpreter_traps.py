@@ -52,9 +52,7 @@ def test_workers_of_the_harness_compile_though_this_process_interprets(tmp_path)
     assert "TRITON_INTERPRET" not in environment(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "module", ["surgery.kernels.operators", "surgery.kernels.aot.survey", "surgery.kernels.tuning"]
-)
-def test_importing_loads_neither_triton_nor_cuda(module):
+@pytest.mark.parametrize("module", ["surgery.kernels.aot.survey", "surgery.kernels.tuning.__main__"])
+def test_the_harness_and_the_tuner_load_no_triton_themselves(module):
     code = f"import sys, {module}, torch; assert 'triton' not in sys.modules; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
