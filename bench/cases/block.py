@@ -147,7 +147,7 @@ def cells(quick: bool) -> Iterator[tuple[int, int, int, torch.dtype, float, bool
             for dim in (64, 128):
                 for block in (128, 64):
                     for density in DENSITIES:
-                        if density * -(-size // block) >= 1:
+                        if round(density * -(-size // block)) >= 1:
                             yield size, dim, block, dtype, density, False
                     yield size, dim, block, dtype, 0.13, True
 

@@ -60,9 +60,10 @@ def native_backward(
     """(dq, dk, dv), shaped as q, k and v, from what the forward gave."""
     dims = q.shape[-1], k.shape[-1], v.shape[-1]
     grad_out, q, k, v, out = map(whole_vectors, (grad_out, q, k, v, out))
-    lse, delta = lse.contiguous(), torch.empty(lse.shape, dtype=torch.float32)
+    lse = lse.contiguous()
+    level, delta = (torch.empty(lse.shape, dtype=torch.float32) for _ in range(2))
     grads = [torch.empty(each.shape, dtype=each.dtype) for each in (q, k, v)]
-    given = {"q": q, "k": k, "v": v, "out": out, "grad_out": grad_out, "lse": lse, "delta": delta}
+    given = {"q": q, "k": k, "v": v, "out": out, "grad_out": grad_out, "lse": lse, "level": level, "delta": delta}
     given |= dict(zip(("grad_q", "grad_k", "grad_v"), grads, strict=True))
     call("backward", layout, block, scale, widen, **given)
     return tuple(narrow(grad, dim) for grad, dim in zip(grads, dims, strict=True))
@@ -115,7 +116,7 @@ class Problem(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in (*INDEX, *INDEX_T, "part_bits")),
         *((name, View) for name in VIEWS),
-        *((name, ctypes.c_void_p) for name in ("lse", "delta")),
+        *((name, ctypes.c_void_p) for name in ("lse", "level", "delta")),
     ]
 
 
@@ -129,7 +130,8 @@ def call(name: str, layout: list[Tensor], block: tuple[int, int], scale: float, 
     if not (q.numel() or k.numel()):
         return
     held = [each.contiguous() for each in layout]
-    patterns = (held[0].numel() - 1) // max(-(-q.shape[2] // block[0]), 1)
+    tiles, key_tiles = -(-q.shape[2] // block[0]), -(-k.shape[2] // block[1])
+    patterns = (held[0].numel() - 1) // tiles if tiles else (held[5].numel() - 1) // max(key_tiles, 1)
     sizes = (*q.shape[:2], k.shape[1], q.shape[2], *k.shape[2:], v.shape[3], patterns, *block, torch.get_num_threads())
     problem = Problem(*sizes, scale)
     for field, tensor in zip(LAYOUT, held, strict=True):

@@ -118,4 +118,17 @@ inline void pair_rows(float* panel, int64_t count) {
 #endif
 }
 
+// Words of the rows of a panel, `lanes` values each: pairs of neighbouring lanes, or the rows themselves.
+template <class M, int C>
+inline Rows words_across(const float* panel, int64_t count, float* buffer) {
+    if constexpr (M::DEPTH == 1) {
+        return {reinterpret_cast<const char*>(panel), PANEL * 4, count};
+    } else {
+        bf16* to = reinterpret_cast<bf16*>(buffer);
+        for (int64_t j = 0; j < count; j++)
+            for (int c = 0; c < C; c++) store(to + (j * C + c) * LANES, load(panel + j * PANEL + c * LANES));
+        return {reinterpret_cast<const char*>(to), C * LANES * 2, count};
+    }
+}
+
 }  // namespace surgery

@@ -18,12 +18,18 @@ struct Index {
     int64_t length(int64_t row) const {
         return full_ptr[row + 1] - full_ptr[row] + part_ptr[row + 1] - part_ptr[row];
     }
-    // body(block, place in part_bits or -1), whole blocks first.
+    // body(block, place in part_bits or -1), blocks in ascending order.
     template <class Body>
     void each(int64_t row, const Body& body) const {
-        for (int32_t i = full_ptr[row]; i < full_ptr[row + 1]; i++) body(int64_t(full_idx[i]), int64_t(-1));
-        for (int32_t i = part_ptr[row]; i < part_ptr[row + 1]; i++)
-            body(int64_t(part_idx[i]), int64_t(part_map ? part_map[i] : i));
+        int32_t whole = full_ptr[row], part = part_ptr[row];
+        int32_t whole_end = full_ptr[row + 1], part_end = part_ptr[row + 1];
+        while (whole < whole_end || part < part_end)
+            if (part == part_end || (whole < whole_end && full_idx[whole] < part_idx[part])) {
+                body(int64_t(full_idx[whole++]), int64_t(-1));
+            } else {
+                body(int64_t(part_idx[part]), int64_t(part_map ? part_map[part] : part));
+                part++;
+            }
     }
 };
 
@@ -34,7 +40,7 @@ struct Problem {
     Index by_query, by_key;
     const int32_t* bits;
     View q, k, v, out, grad_out, grad_q, grad_k, grad_v;
-    float *lse, *delta;  // [batch, heads, queries]
+    float *lse, *level, *delta;  // [batch, heads, queries]
 
     int64_t tiles() const { return (queries + rows_of_block - 1) / rows_of_block; }
     int64_t key_tiles() const { return (keys + keys_of_block - 1) / keys_of_block; }

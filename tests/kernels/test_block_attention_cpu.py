@@ -141,19 +141,31 @@ def test_other_dtypes_go_to_torch(dtype):
 
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_same_bits_for_any_number_of_threads(dtype):
+@pytest.mark.parametrize("mask, block", [("some", (64, 64)), ("blocks", (128, 32)), ("causal", (32, 128))])
+def test_the_same_bits_for_any_number_of_threads(dtype, mask, block):
+    """Four key heads keep 1, 2 and 4 threads busy and 3 not: dq is then made on its own, in the same order."""
     torch.manual_seed(0)
-    shape = Shape("some", 300, 290, batch=2, heads=4, kv_heads=2, patterns=8, block=(64, 64))
+    shape = Shape(mask, 301, 289, batch=2, heads=4, kv_heads=2, patterns=8, block=block)
     blocks, it = shape.blocks(), inputs(shape, dtype)
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 1, 2, 3):
+        for threads in (1, 1, 2, 3, 4, 7):
             torch.set_num_threads(threads)
             results.append(run("native", it, blocks))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("queries, keys", [(0, 70), (70, 0)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_queries_or_keys_all_is_zero(backend, queries, keys):
+    shape = Shape("causal", queries, keys, batch=2, heads=2, kv_heads=1, block=(32, 32))
+    it, blocks = inputs(shape, torch.float32), shape.blocks()
+    out, lse, dq, dk, dv = run(backend, it, blocks)
+    assert out.shape == it.q.shape and lse.isneginf().all()
+    assert not any(each.any() for each in (out, dq, dk, dv))
 
 
 @needs_native
