@@ -1,5 +1,6 @@
 """Workers side by side, each a process of its own: one that hangs or dies is a result, and the next one goes on."""
 
+import contextlib
 import json
 import os
 import queue
@@ -40,14 +41,17 @@ class Worker:
             return json.loads(line)
         raise WorkerLost(self._lost(seconds))
 
+    def stop(self) -> None:
+        """Kill the process and whatever it started (a compiler may be at work); who waits for its answer sees the end."""
+        if (running := self.process) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+
     def close(self) -> None:
-        """Stop the process and whatever it started (a compiler may be at work)."""
+        """Stop, and free what it held."""
         if self.process is None:
             return
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        self.stop()
         self.process.communicate()
         self.errors.close()
         self.process = None
@@ -113,7 +117,10 @@ class Pool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.threads.shutdown(wait=True, cancel_futures=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self.all:
+            worker.stop()
+        self.threads.shutdown(wait=True)
         for worker in self.all:
             worker.close()
         self.scratch.cleanup()

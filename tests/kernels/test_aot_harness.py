@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def test_a_lost_worker_is_a_result_and_the_next_goes_on():
         assert pool.ask({"do": "hello"})["triton"]
     assert [row.faults for row in died] == [("the compiler's process ended with 9: it said nothing",)]
     assert [row.faults for row in hung] == [("stopped: not done after 3 s",)]
+
+
+def test_leaving_early_does_not_wait_for_what_is_at_work():
+    with pytest.raises(KeyboardInterrupt), Pool(1, seconds=600) as pool:
+        pool.ask({"do": "hello"})
+        pool.threads.submit(pool.ask, {"do": "list", "shelf": str(SHELF), "file": "dying", "arch": "sm90"})
+        begun = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - begun < 60
 
 
 def test_a_file_that_does_not_load_is_a_fault_of_that_file(tmp_path):
