@@ -168,6 +168,9 @@ def _run_triton(*arguments: Any) -> Tensor:
 
 
 def _refuse_triton(x: Tensor, *arguments: Any) -> str | None:
+    block = arguments[7]
+    if block % min(BLOCKS):
+        return f"blocks of {block} channels are not a multiple of {min(BLOCKS)}"
     return "fp64 has no tiles" if x.dtype == torch.float64 else None
 
 
