@@ -45,7 +45,8 @@ template <> inline f32v madd<bf16>(f32v acc, u32v row, u32v panel) {
 }
 
 // acc[r][p] += Σ_k rows[r · row_stride + k · row_step] · panels[p · panel_stride + k · panel_step], k < steps.
-// `ahead`, or null: what will be read next, R words of it fetched per step (short rows leave the processor guessing).
+// `ahead`, or null: what will be read next, R words of it fetched per step: where runs of memory are short, the
+// processor does not guess it.
 template <class T, int R, int P>
 inline __attribute__((always_inline)) void accumulate(
     f32x16 (&acc)[R][P], const uint32_t* rows, int64_t row_stride, int64_t row_step, const uint32_t* panels,
@@ -129,19 +130,29 @@ inline void store_part(float* to, f32x16 x, int64_t count) {
 
 inline void store_part(bf16* to, f32x16 x, int64_t count) {
     bf16 half[PANEL];
+#if defined(__AVX512BF16__)
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(half, &rounded, sizeof half);
+#else
     for (int i = 0; i < PANEL; i += LANES) {
         f32v part;
         std::memcpy(&part, reinterpret_cast<const float*>(&x) + i, sizeof part);
         store(half + i, part);
     }
+#endif
     if (count >= PANEL) std::memcpy(to, half, sizeof half);
     else std::memcpy(to, half, count * sizeof(bf16));
 }
 
 // The first `count` of 16 values as floats, the others 0.
 template <class T> inline f32x16 load_values(const T* from, int64_t count) {
-    f32x16 x{};
-    for (int i = 0; i < std::min<int64_t>(count, PANEL); i++) x[i] = scalar(from[i]);
+    T part[PANEL] = {};
+    std::memcpy(part, from, std::min<int64_t>(count, PANEL) * sizeof(T));
+    f32x16 x;
+    for (int i = 0; i < PANEL; i += LANES) {
+        const f32v values = load(part + i);
+        std::memcpy(reinterpret_cast<float*>(&x) + i, &values, sizeof values);
+    }
     return x;
 }
 
