@@ -26,7 +26,7 @@ anatomy compensation
 analyses plan
 passes
 targets
-lowering kernels
+kernels lowering
 verify
 bundle inspection report
 session
