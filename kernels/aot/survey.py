@@ -11,6 +11,7 @@ from surgery.kernels.aot.pool import Pool
 from surgery.kernels.aot.resources import Resources
 from surgery.kernels.aot.rules import Entry, doubled, violations
 
+CHANGED = "the file changed after it was listed: run again"
 Progress = Callable[[int, int, str], None]
 
 
@@ -69,8 +70,8 @@ def compiled(pool: Pool, entries: list[Entry], shelf: Path, rows: Any = None) ->
         for e in entries
     ]
     for place, answer in pool.each(questions):
-        if "lost" in answer:
-            yield entries[place], Resources(error=answer["lost"])
+        if "lost" in answer or answer["key"] != entries[place].key:
+            yield entries[place], Resources(error=answer.get("lost", CHANGED))
             continue
         used = Resources.from_json(answer["used"])
         cache.keep(entries[place].key, used)

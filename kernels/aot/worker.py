@@ -2,7 +2,7 @@
 
     {"do": "hello"}                                    {"triton": "3.9.0"}
     {"do": "list", "file": F, "arch": A}               {"entries": [fields of an Entry, …]}
-    {"do": "compile", "file": F, "arch": A, "index": i}   {"used": fields of Resources}
+    {"do": "compile", "file": F, "arch": A, "index": i}   {"key": K, "used": fields of Resources}
 
 `shelf` is the folder of kernel files. `rows`, a table's name and rows, stands in for what that table ships: so the
 tuner asks what a candidate would use. Kernels are named by file and index, never sent: nothing is unpickled.
@@ -51,7 +51,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     with substitute(question.get("rows"), arch):
         if question["do"] == "list":
             return {"entries": [asdict(entry) for entry in entries(shelf, file, arch)]}
-        return {"used": compiled(shelf, file, arch, question["index"])}
+        return compiled(shelf, file, arch, question["index"])
 
 
 @contextmanager
@@ -95,11 +95,12 @@ def _entry(shelf: Path, file: str, arch: str, index: int, compilation: manifest.
 
 
 def compiled(shelf: Path, file: str, arch: str, index: int) -> dict[str, Any]:
-    from surgery.kernels.aot.compile import kernel_source, measure
+    """What it uses, under the key of what was really compiled: the file may have changed since it was listed."""
+    from surgery.kernels.aot.compile import fingerprint, kernel_source, measure
 
     compilation = shipped(shelf, file, arch)[index]
     source = kernel_source(manifest.load(compilation.file, shelf), compilation)
-    return measure(source, compilation, arch).to_json()
+    return {"key": fingerprint(source, compilation, arch), "used": measure(source, compilation, arch).to_json()}
 
 
 def _said(error: Exception) -> str:

@@ -14,7 +14,7 @@ from surgery.kernels.aot.environment import EnvironmentFailed, python_with
 from surgery.kernels.aot.pool import Pool, Worker, WorkerLost
 from surgery.kernels.aot.resources import Resources
 from surgery.kernels.aot.rules import Entry, violations
-from surgery.kernels.aot.survey import Row, surveyed
+from surgery.kernels.aot.survey import CHANGED, Row, compiled, listed, surveyed
 
 SHELF = Path(__file__).parent / "shelf"
 ARCHS = ("sm80", "sm90", "gfx942")
@@ -84,6 +84,17 @@ def test_a_lost_worker_is_a_result_and_the_next_goes_on():
         assert pool.ask({"do": "hello"})["triton"]
     assert [row.faults for row in died] == [("the compiler's process ended with 9: it said nothing",)]
     assert [row.faults for row in hung] == [("stopped: not done after 3 s",)]
+
+
+def test_a_file_that_changes_meanwhile_is_not_recorded_under_its_old_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "sound.py").write_text((SHELF / "sound.py").read_text())
+    with Pool(1) as pool:
+        (entry,) = listed(pool, ["sm90"], ["sound"], tmp_path)
+    (tmp_path / "sound.py").write_text((SHELF / "sound.py").read_text().replace("tile(64, 64, 32", "tile(64, 64, 16"))
+    with Pool(1) as pool:
+        ((_, used),) = compiled(pool, [entry], tmp_path)
+    assert used.error == CHANGED and cache.find(entry.key) is None
 
 
 def test_leaving_early_does_not_wait_for_what_is_at_work():
