@@ -32,12 +32,16 @@ def tile(rows, columns, step, warps, stages, label, function="product", dtype="b
 def compilations(arch):
     tight = {"waves_per_eu": 8} if arch == "gfx942" else {"maxnreg": 40}
     yield tile(128, 64, 16, 4, 1, "spills", dtype="fp32", options=tight)
-    yield tile(64, 64, 64, 4, 6 if arch == "gfx942" else 18, "shared")
+    yield tile(16, 16, 512, 4, 4 if arch == "gfx942" else 9, "shared")
+    yield tile(16, 16, 16, 4, 1, "unaligned", aligned=())
+    yield tile(16, 16, 16, 4, 1, "refused", function="refused")
+    if arch == "gfx942":
+        return
     yield tile(16, 64, 32, 4, 2, "wgmma promised", expects={"sm90": ("wgmma",)})
-    yield tile(64, 64, 32, 2, 2, "wgmma possible")
-    yield tile(32, 32, 32, 4, 2, "unaligned", aligned=())
-    yield tile(32, 32, 32, 4, 2, "refused", function="refused")
-    yield tile(32, 32, 32, 4, 2, "absent", function="absent")
-    yield tile(32, 32, 32, 4, 2, "no such argument", aligned=("c",))
-    yield tile(32, 32, 32, 4, 2, "twice")
-    yield tile(32, 64, 32, 4, 2, "twice")
+    yield tile(64, 32, 32, 2, 2, "wgmma possible")
+    if arch == "sm80":
+        return
+    yield tile(16, 16, 16, 4, 1, "absent", function="absent")
+    yield tile(16, 16, 16, 4, 1, "no such argument", aligned=("c",))
+    yield tile(16, 16, 16, 4, 1, "twice")
+    yield tile(16, 32, 16, 4, 1, "twice")
