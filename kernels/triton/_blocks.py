@@ -41,7 +41,18 @@ def refuse_triton(q: Tensor, block: tuple[int, int]) -> str | None:
         return f"head dim {q.shape[-1]} is over {LARGEST_DIM}"
     if any(side < 16 or side & (side - 1) for side in block):
         return f"blocks of {block[0]}x{block[1]}: sides have to be powers of two from 16"
-    return None
+    kernels = (kernel for kernel in CLASSES if not has_row(kernel, q, block))
+    missing = next(kernels, None)
+    return missing and f"no tuned row for {missing}, {q.dtype}, head dim {q.shape[-1]}, {architecture(q.device)}"
+
+
+def has_row(kernel: str, q: Tensor, block: tuple[int, int]) -> bool:
+    """Whether a row is shipped for these tensors."""
+    try:
+        config(kernel, q, block)
+    except LookupError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

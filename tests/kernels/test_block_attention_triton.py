@@ -239,3 +239,20 @@ def empty_room(elements: int, device: str) -> torch.Tensor:
         return torch.zeros(elements, dtype=torch.float16, device=device)
     pages = mmap.mmap(-1, 2 * elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    "dim, dtype, block, reason",
+    [
+        (300, torch.float32, (16, 32), "head dim 300 is over 256"),
+        (64, torch.float64, (16, 32), "dtype torch.float64"),
+        (64, torch.float32, (8, 32), "blocks of 8x32"),
+        (64, torch.float32, (128, 128), None),
+        (20, torch.float16, (16, 128), None),
+    ],
+)
+def test_says_what_it_cannot_take(dim, dtype, block, reason, device):
+    from surgery.kernels.triton._blocks import refuse_triton
+
+    said = refuse_triton(torch.zeros(1, 1, 4, dim, dtype=dtype, device=device), block)
+    assert said is None if reason is None else reason in said
