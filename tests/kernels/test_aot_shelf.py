@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 def shelf():
     """The rows, and whether they are all there are."""
     record, left = golden.read(), []
+    if not record["used"]:
+        pytest.skip(f"nothing is recorded yet, and all of it cold takes half an hour: {golden.COMMAND}")
     nearest = golden.nearest(record)
 
     def keep(entry):
