@@ -250,8 +250,9 @@ void values_gradient(const T* grad, int64_t grad_stride, const T* x, int64_t x_s
         for (int64_t n = ptr[r]; n < ptr[r + 1]; n++) {
             const uint32_t* left = grads + r * steps * shape.height;
             const uint32_t* right = inputs + idx[n] * steps * shape.width;
-            if (shape.width % (PAIR * PANEL) == 0) block_gradient<T, PAIR>(dvalues + n * size, sums, left, right, shape);
-            else block_gradient<T, 1>(dvalues + n * size, sums, left, right, shape);
+            T* to = dvalues + n * size;
+            if (shape.width % (PAIR * PANEL) == 0) block_gradient<T, PAIR>(to, sums, left, right, shape);
+            else block_gradient<T, 1>(to, sums, left, right, shape);
         }
     });
 }
@@ -263,7 +264,8 @@ using surgery::Shape;
 
 #define BLOCK_LINEAR(T, NAME)                                                                                          \
     SURGERY_EXPORT void block_linear_##NAME(const T* x, int64_t stride, const T* values, const int32_t* ptr,           \
-                                            const int32_t* idx, const T* bias, T* y, const Shape* shape, int threads) { \
+                                            const int32_t* idx, const T* bias, T* y, const Shape* shape,            \
+                                            int threads) {                                                             \
         surgery::forward(x, stride, values, ptr, idx, bias, y, *shape, threads);                                       \
     }                                                                                                                  \
     SURGERY_EXPORT void block_linear_dx_##NAME(const T* grad, int64_t stride, const T* values, const int32_t* ptr_t,   \
