@@ -264,7 +264,7 @@ using surgery::Shape;
 
 #define BLOCK_LINEAR(T, NAME)                                                                                          \
     SURGERY_EXPORT void block_linear_##NAME(const T* x, int64_t stride, const T* values, const int32_t* ptr,           \
-                                            const int32_t* idx, const T* bias, T* y, const Shape* shape,            \
+                                            const int32_t* idx, const T* bias, T* y, const Shape* shape,               \
                                             int threads) {                                                             \
         surgery::forward(x, stride, values, ptr, idx, bias, y, *shape, threads);                                       \
     }                                                                                                                  \
