@@ -43,6 +43,6 @@ def test_a_case_launches_its_own_row(name, device):
         outputs = tensors(case.launch(own))
         assert outputs and not any(bool(each.isnan().any()) for each in outputs)
         others = tuple(row for row in before if (row.dtype, row.tile) != (own.dtype, own.tile))
-        with substituted(name, arch, others), pytest.raises(LookupError, match=f"tile {own.tile}"):
+        with substituted(name, arch, others), pytest.raises((LookupError, RuntimeError), match="no tuned row"):
             case.launch(replace(own, tile="none of its tiles"))
     assert shipped(name, arch) == before
