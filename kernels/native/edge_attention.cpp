@@ -319,8 +319,8 @@ std::vector<Task> tasks(int64_t heads, int64_t rows, const int64_t* ptr, int64_t
     return made;
 }
 
-// peak, inverse_sum: what to subtract from the scores of a row, and what to multiply its weights by, where its softmax is
-// over more than the listed edges; lse then is known and not written. Else null.
+// peak, inverse_sum: what to subtract from the scores of a row, and what to multiply its weights by, where its softmax
+// is over more than the listed edges; lse then is known and not written. Else null.
 template <class T, int D>
 void forward(const T* q_, const T* k_, const T* v_, const int64_t* ptr, const int32_t* idx, const float* peak,
              const float* inverse_sum, float scale, T* out_, float* lse, const Problem& p, const int64_t* strides,
