@@ -1,10 +1,8 @@
 """Compile one kernel for a chip that is not here, and read what it uses. Loads Triton; never under its interpreter."""
 
 import contextlib
-import hashlib
 import io
 import time
-from pathlib import Path
 from types import ModuleType
 
 import triton
@@ -14,9 +12,6 @@ from surgery.kernels.aot.targets import TARGETS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-
-# A record of the cache holds for the code that made it.
-MAKER = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in ("compile", "resources", "targets"))
 
 
 def kernel_source(module: ModuleType, compilation: Compilation) -> ASTSource:
@@ -45,12 +40,6 @@ def options(compilation: Compilation) -> dict:
     """Launch options. Fused multiply-add is asked for by name: its default differs between versions of Triton."""
     launch = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages, "enable_fp_fusion": True}
     return {**launch, **compilation.options}
-
-
-def fingerprint(source: ASTSource, compilation: Compilation, arch: str) -> str:
-    """A hash of kernel, everything it calls, arguments, options, architecture, Triton and this reader."""
-    said = (source.hash(), sorted(options(compilation).items()), arch, triton.__version__)
-    return hashlib.sha256(repr(said).encode() + MAKER).hexdigest()[:32]
 
 
 def measure(source: ASTSource, compilation: Compilation, arch: str) -> Resources:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.kernels.aot import manifest
+from surgery.kernels.aot.fingerprint import fingerprint, sources
 from surgery.kernels.aot.rules import Entry
 
 
@@ -70,6 +71,7 @@ def substitute(rows: dict[str, Any] | None, arch: str) -> Iterator[None]:
 
 @functools.cache
 def shipped(shelf: Path, file: str, arch: str) -> list[manifest.Compilation]:
+    sources(shelf / f"{file}.py")
     return manifest.of_file(file, arch, shelf)
 
 
@@ -83,12 +85,13 @@ def entries(shelf: Path, file: str, arch: str) -> list[Entry]:
 
 
 def _entry(shelf: Path, file: str, arch: str, index: int, compilation: manifest.Compilation) -> Entry:
-    from surgery.kernels.aot.compile import fingerprint, kernel_source
+    import triton
+    from surgery.kernels.aot.compile import kernel_source
 
     place = (file, index, arch, compilation.kernel, compilation.name)
     try:
-        source = kernel_source(manifest.load(compilation.file, shelf), compilation)
-        key = fingerprint(source, compilation, arch)
+        kernel_source(manifest.load(compilation.file, shelf), compilation)
+        key = fingerprint(compilation, arch, triton.__version__, shelf)
     except Exception as error:
         return Entry(*place, fault=_said(error))
     return Entry(*place, key, tuple(compilation.expects.get(arch, ())), len(compilation.aligned))
@@ -96,11 +99,13 @@ def _entry(shelf: Path, file: str, arch: str, index: int, compilation: manifest.
 
 def compiled(shelf: Path, file: str, arch: str, index: int) -> dict[str, Any]:
     """What it uses, under the key of what was really compiled: the file may have changed since it was listed."""
-    from surgery.kernels.aot.compile import fingerprint, kernel_source, measure
+    import triton
+    from surgery.kernels.aot.compile import kernel_source, measure
 
     compilation = shipped(shelf, file, arch)[index]
     source = kernel_source(manifest.load(compilation.file, shelf), compilation)
-    return {"key": fingerprint(source, compilation, arch), "used": measure(source, compilation, arch).to_json()}
+    key = fingerprint(compilation, arch, triton.__version__, shelf)
+    return {"key": key, "used": measure(source, compilation, arch).to_json()}
 
 
 def _said(error: Exception) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from surgery.kernels.aot import cache, golden, table
 from surgery.kernels.aot.environment import EnvironmentFailed, python_with
+from surgery.kernels.aot.fingerprint import fingerprint, sources
+from surgery.kernels.aot.manifest import Compilation
 from surgery.kernels.aot.pool import Pool, Worker, WorkerLost
 from surgery.kernels.aot.resources import Resources
 from surgery.kernels.aot.rules import Entry, violations
@@ -84,6 +86,28 @@ def test_a_lost_worker_is_a_result_and_the_next_goes_on():
         assert pool.ask({"do": "hello"})["triton"]
     assert [row.faults for row in died] == [("the compiler's process ended with 9: it said nothing",)]
     assert [row.faults for row in hung] == [("stopped: not done after 3 s",)]
+
+
+def key(folder, **change):
+    sizes = {"kernel": "one:f", "signature": {"x": "*fp32"}, "constexprs": {}, "num_warps": 4, "num_stages": 2}
+    sources.cache_clear()
+    return fingerprint(Compilation(**{**sizes, **change}), "sm90", "3.9.0", folder)
+
+
+def test_a_key_changes_with_all_that_matters_and_nothing_else(tmp_path):
+    (tmp_path / "one.py").write_text("from surgery.kernels.triton._shared import g\n")
+    (tmp_path / "_shared.py").write_text("from surgery.kernels.triton import _deep\n")
+    (tmp_path / "_deep.py").write_text("A = 1\n")
+    (tmp_path / "other.py").write_text("B = 1\n")
+    before = key(tmp_path)
+    assert key(tmp_path, label="another", expects={"sm90": ("wgmma",)}) == before
+    changes = [{"num_warps": 8}, {"num_stages": 3}, {"constexprs": {"A": 1}}, {"options": {"maxnreg": 64}}]
+    changes += [{"signature": {"x": "*bf16"}}, {"aligned": ("x",)}]
+    assert len({before, *(key(tmp_path, **change) for change in changes)}) == 1 + len(changes)
+    (tmp_path / "other.py").write_text("B = 2\n")
+    assert key(tmp_path) == before
+    (tmp_path / "_deep.py").write_text("A = 2\n")
+    assert key(tmp_path) != before
 
 
 def test_a_file_that_changes_meanwhile_is_not_recorded_under_its_old_key(tmp_path, monkeypatch):
