@@ -45,14 +45,9 @@ def test_every_compilation_holds_every_rule(shelf):
     assert complaints(shelf[0]) == []
 
 
-UNTUNED = {"gfx942": {"block_attention_forward", "block_attention_dq", "block_attention_dkv"}}
-"""What has no rows for an architecture yet: its launcher says so, and the operator runs in PyTorch there."""
-
-
 @pytest.mark.parametrize("arch", TARGETS)
 def test_every_kernel_file_ships_for_every_architecture(shelf, arch):
-    shipped = {row.entry.file for row in shelf[0] if row.entry.arch == arch}
-    assert set(manifest.files()) - shipped <= UNTUNED.get(arch, set())
+    assert {row.entry.file for row in shelf[0] if row.entry.arch == arch} == set(manifest.files())
 
 
 def test_nothing_uses_more_than_was_recorded(shelf):
