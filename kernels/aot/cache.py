@@ -4,16 +4,16 @@
 """
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from surgery.kernels.aot.resources import Resources
 
+from surgery.atomic import write_text
+from surgery.layout import cache
+
 
 def folder() -> Path:
-    base = os.environ.get("SURGERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "surgery")
-    return Path(base).expanduser() / "aot"
+    return cache("aot")
 
 
 def find(key: str) -> Resources | None:
@@ -28,9 +28,7 @@ def keep(key: str, used: Resources) -> None:
     """Keep it, whole or not at all."""
     path = _path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as written:
-        json.dump(used.to_json(), written)
-    os.replace(written.name, path)
+    write_text(path, json.dumps(used.to_json()))
 
 
 def _path(key: str) -> Path:

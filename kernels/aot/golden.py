@@ -6,12 +6,13 @@ more: shared memory is Triton's own arithmetic, registers are a heuristic's outc
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from surgery.kernels.aot.survey import Row
+
+from surgery.atomic import write_text
 
 PATH = Path(__file__).parent / "resources.json"
 SLACK = 16
@@ -31,9 +32,7 @@ def write(rows: Iterable[Row], triton: str, path: Path = PATH) -> None:
     lines = [f"  {json.dumps(row.entry.title)}: {json.dumps(_said(row))}" for row in rows]
     head = json.dumps({"command": COMMAND, "triton": triton, "columns": ["registers", "spill_bytes", "shared"]})[1:-1]
     text = "{" + head + ', "used": {\n' + ",\n".join(sorted(lines)) + "\n}}\n"
-    beside = path.with_suffix(".new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, text)
 
 
 def differences(rows: Iterable[Row], record: dict[str, Any], whole: bool) -> list[str]:

@@ -1,7 +1,7 @@
 """Compile a kernel's C++ source on first use, keep the result, load it with ctypes.
 
 A source `NAME.cpp` beside this file exports plain C functions on pointers and sizes. It sees no torch header, so that
-it compiles in a second or two. The shared object is kept under a name that hashes sources, compiler and processor, in
+it compiles in seconds. The shared object is kept under a name that hashes sources, compiler and processor, in
 `$SURGERY_CACHE/native`, else `$XDG_CACHE_HOME/surgery/native`, else `~/.cache/surgery/native`, a folder only its
 owner may write to. OpenMP is the one that torch has loaded already: both agree on the name `libgomp.so.1`.
 """
@@ -16,6 +16,8 @@ import stat
 import subprocess
 import tempfile
 from pathlib import Path
+
+from surgery.layout import cache
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
@@ -101,8 +103,7 @@ def openmp_flags(compiler: str) -> tuple[str, ...]:
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept; made private to its owner, refused if others may write to it."""
-    base = os.environ.get("SURGERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "surgery")
-    folder = Path(base).expanduser() / "native"
+    folder = cache("native")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     held = folder.stat()
     if held.st_uid != os.getuid() or held.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

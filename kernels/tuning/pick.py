@@ -55,8 +55,9 @@ def architecture(device: torch.device) -> str:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.bfloat16` → `bf16`, as tables write it."""
-    return {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    """`torch.bfloat16` → `bf16`, as tables write it; what no table has, as torch names it."""
+    known = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return known.get(dtype, str(dtype).removeprefix("torch."))
 
 
 @functools.cache

@@ -1,12 +1,13 @@
 """Tables on disk: what one may hold, and how one is written, whole or not at all."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from surgery.kernels.tuning.pick import ARCHITECTURES, INTERPRETER, Config
+
+from surgery.atomic import write_text
 
 ARCHS = (*ARCHITECTURES, INTERPRETER)
 DTYPES = ("fp32", "fp16", "bf16")
@@ -57,9 +58,7 @@ def write(path: Path, table: Mapping[str, Any]) -> None:
     parts = [f" {json.dumps(arch)}: [\n{_rows(table[arch])}\n ]" for arch in ARCHS if arch in table]
     if table.get("measured"):
         parts.append(f' "measured": {json.dumps(table["measured"])}')
-    beside = path.with_suffix(f".{os.getpid()}.new")
-    beside.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def as_json(row: Config) -> dict[str, Any]:

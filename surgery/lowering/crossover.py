@@ -5,11 +5,10 @@ a density at which it lost, it loses above. Between the two there is no answer b
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from surgery.atomic import write_text
 
 FORMAT = "surgery.crossover/1"
 
@@ -74,17 +73,9 @@ class Crossover:
         rows = {key: [asdict(point) for point in points] for key, points in sorted(self.points.items())}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".part", delete=False) as made:
-                json.dump({"format": FORMAT, "points": rows}, made, indent=1)
-            os.replace(made.name, self.path)
+            write_text(self.path, json.dumps({"format": FORMAT, "points": rows}, indent=1))
         except OSError:
             return
-
-
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """`$SURGERY_CACHE/gate`, else `$XDG_CACHE_HOME/surgery/gate`, else `~/.cache/surgery/gate`."""
-    base = environment.get("SURGERY_CACHE") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache", "surgery")
-    return Path(base).expanduser() / "gate"
 
 
 def _file_name(device: str) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surgery.interleave import Timing, interleaved, speedup
-from surgery.lowering.crossover import Crossover, Point, cache_folder
+from surgery.layout import cache
+from surgery.lowering.crossover import Crossover, Point
 
 DENSE = "dense"
 RUNS = 15
@@ -87,7 +88,7 @@ def choose(
     remeasure           measure even where earlier measurements decide
     """
     named = device_name(device)
-    known = Crossover(cache_folder(), named) if crossover is None else crossover
+    known = Crossover(cache("gate"), named) if crossover is None else crossover
     if not remeasure and (decided := _remembered(question, candidates, known, named)):
         return decided
     able, rejected = _able(candidates)

@@ -21,6 +21,7 @@ from surgery.kernels.operators import (
     pack_modulation,
     packed_modulation,
 )
+from surgery.kernels.tuning.pick import dtype_name
 from surgery.lowering.gate import Decision, Question, choose
 
 MOST_EDGES = 1 << 25
@@ -33,7 +34,7 @@ def choose_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, **options:
     """Attention under a pattern: `block`, `edge` or `dense` (scaled_dot_product_attention with a mask, causal flag where
     that is the whole pattern). q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D]; `options` as of `choose`."""
     batch, heads, queries, dim = q.shape
-    name = dtype_name(q)
+    name = dtype_name(q.dtype)
     pattern = Pattern.of_blocks(blocks, heads, dim, name)
     ranked = rank(pattern, "cpu" if q.device.type == "cpu" else "sm90")
     seconds = {cost.layout: cost.seconds for cost in ranked.costs}
@@ -43,6 +44,7 @@ def choose_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, **options:
         edges = edges_from_blocks(blocks)
         candidates["edge"] = lambda: edge_attention(q, k, v, edges)
     shape = {"B": batch, "H": heads, "KV": k.shape[1], "Sq": queries, "Sk": k.shape[2], "D": dim, "M": blocks.patterns}
+    shape |= dict(zip(("BM", "BN"), blocks.block, strict=True))
     question = Question("attention", shape, name, pattern.density)
     return choose(question, dense_attention(q, k, v, blocks), candidates, device=q.device, **options)
 
@@ -68,7 +70,7 @@ def choose_feed_forward(
     kept = int((blocks >= 0).sum())
     rows = weights.with_rows()
     shape = {"T": x.reshape(-1, x.shape[-1]).shape[0], "d": x.shape[-1], "f": weights.up.shape[0], "block": block}
-    question = Question(f"feed-forward {weights.activation}", shape, dtype_name(x), kept / total)
+    question = Question(f"feed-forward {weights.activation}", shape, dtype_name(x.dtype), kept / total)
     every = torch.arange(total, dtype=torch.int32, device=x.device)
     return choose(
         question,
@@ -85,7 +87,7 @@ def choose_linear(x: Tensor, weight: BlockWeight, bias: Tensor | None = None, **
     share = weight.values.numel() / whole.numel()
     rows = x.reshape(-1, x.shape[-1])
     shape = {"T": rows.shape[0], "in": whole.shape[1], "out": whole.shape[0], "block": weight.values.shape[1]}
-    question = Question("block-linear", shape, dtype_name(x), share)
+    question = Question("block-linear", shape, dtype_name(x.dtype), share)
     return choose(
         question,
         lambda: linear(x, whole, bias),
@@ -102,7 +104,7 @@ def choose_modulation(c: Tensor, weights: list[Tensor], biases: list[Tensor], **
     packed = pack_modulation(weight)
     shape = {"B": c.shape[0], "K": c.shape[1], "N": len(weight), "blocks": len(weights)}
     return choose(
-        Question("modulation", shape, dtype_name(c), 1.0),
+        Question("modulation", shape, dtype_name(c.dtype), 1.0),
         lambda: [linear(silu(c), each, shift) for each, shift in zip(weights, biases, strict=True)],
         {
             "hoisted": lambda: linear(silu(c), weight, bias),
@@ -111,9 +113,3 @@ def choose_modulation(c: Tensor, weights: list[Tensor], biases: list[Tensor], **
         device=c.device,
         **options,
     )
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """`torch.bfloat16` → `bf16`."""
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    return names.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))

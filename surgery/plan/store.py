@@ -1,10 +1,10 @@
 """Plans on disk, and what changed since one was made."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from surgery.atomic import write_text
 from surgery.diagnostics import StalePlanError, SurgeryError
 from surgery.plan.plan import Plan
 
@@ -15,18 +15,14 @@ SHOWN = 8
 def write_plan(plan: Plan, path: Path) -> None:
     """Write a plan's document, whole or not at all. Raises SurgeryError (S402)."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(plan.document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(plan.document(), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise SurgeryError(
             f"cannot write the plan to {path}: {error.strerror}",
             code="S402",
             help="name a folder that exists and has room",
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_plan(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "surgery"
 # A room may import itself, rooms of an earlier row, and rooms of its own row that stand before it. What loads models
 # and data by name stands apart from what the zoo builds on.
 ROWS = """
-layout interleave
+layout interleave atomic
 diagnostics
 language
 operations
