@@ -1,5 +1,6 @@
 """Remove heads, channels or whatever else is coupled: tensors lose indices, sizes in calls follow."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -7,8 +8,9 @@ from fractions import Fraction
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from surgery.anatomy.graphs import aten, attribute
+from surgery.anatomy.graphs import aten, attribute, is_op
 from surgery.anatomy.units.edits import Edit
+from surgery.anatomy.units.producers import CONVOLUTIONS
 from surgery.passes.weights import add_tensor, replace_tensor
 
 
@@ -87,7 +89,7 @@ class MaskUnits:
             source = call.args[position]
             like = source.meta["val"]
             mask = self.masks[call.name].to(like.device, like.dtype)
-            if call.target in (aten.conv1d.default, aten.conv2d.default):
+            if is_op(call, *CONVOLUTIONS):
                 mask = mask.reshape(-1, *[1] * (like.dim() - 2))
             name = add_tensor(graph_module, "surgery_mask", mask, parameter=False)
             with graph.inserting_before(call):
@@ -115,8 +117,6 @@ def _scaled(node: Node, size: int | Node, value: int | Fraction) -> int | Node:
     """The new size; a free one is multiplied and divided in the graph."""
     if not isinstance(value, Fraction):
         return value
-    import operator
-
     graph = node.graph
     with graph.inserting_before(node):
         times = graph.call_function(operator.mul, (size, value.numerator))
@@ -125,6 +125,3 @@ def _scaled(node: Node, size: int | Node, value: int | Fraction) -> int | Node:
 
 def _size(graph_module: GraphModule, name: str, axis: int) -> int:
     return attribute(graph_module, name).shape[axis]
-
-
-__all__ = ["CutUnits", "MaskUnits"]

@@ -4,20 +4,22 @@ A unit is what can go alone: a channel of a feed-forward layer, a head, or a who
 and values. Everything coupled with it goes as well: rows of one weight, columns of the next, parts of fused weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from surgery.anatomy.graphs import attribute, where
+from surgery.anatomy.dimension import Obstacle
+from surgery.anatomy.graphs import attribute, is_layer, is_op, placeholders, shape, weight_of, where
 from surgery.anatomy.site import Anatomy, Site
 from surgery.anatomy.units import Coupling, trace_units
 from surgery.anatomy.units.edits import edits, kept
+from surgery.anatomy.units.producers import PRODUCTS, layer_weight
 from surgery.diagnostics import RefusalError
 from surgery.operations import sentence
 from surgery.passes.cut_units import CutUnits, MaskUnits
@@ -66,7 +68,7 @@ class Units:
             before=before,
             after=after,
             tensors=tuple(self._changes(graph_module, removed)),
-            flops=self._flops(removed),
+            flops=self._flops(graph_module, removed),
             notes=self.notes,
             settings={name: getattr(self.options, name) for name in named} | {"compensate": "none"},
         )
@@ -92,7 +94,8 @@ class Units:
     def reference(self, graph_module: GraphModule, choice: Choice, schedule: Any) -> list[Pass]:
         """The same units zeroed where their consumers read them."""
         removed = self._removed(choice)
-        masks = {node.name: kept(labels, removed).float() for node, labels in self._read().items()}
+        weights = self.coupling.weights
+        masks = {node.name: kept(weights[place], removed).float() for node, place in self._read().items()}
         return [MaskUnits(self.clause, self.place, masks)] if len(removed) else []
 
     def controls(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,12 +124,12 @@ class Units:
     def _scores(self, graph_module: GraphModule) -> Tensor:
         """[units] float64. magnitude: the norm of all that belongs to a unit; effect: the norm of what makes it times
         the norm of what reads it, which no rescaling between the two layers can change."""
-        consumed = {id(labels) for labels in self._read().values()}
+        consumed = set(self._read().values())
         made, read = torch.zeros(self.count).double(), torch.zeros(self.count).double()
         for (name, axis), labels in self.coupling.weights.items():
             tensor = attribute(graph_module, name).detach().double()
             squares = tensor.square().movedim(axis, 0).reshape(tensor.shape[axis], -1).sum(1).cpu()
-            into = read if id(labels) in consumed else made
+            into = read if (name, axis) in consumed else made
             into += self._gathered(squares, labels)
         return (made + read).sqrt() if self._criterion == "magnitude" else (made * read).sqrt()
 
@@ -136,14 +139,12 @@ class Units:
         index = torch.tensor([places.get(label, self.count) for label in labels.tolist()])
         return torch.zeros(self.count + 1, dtype=torch.float64).index_add(0, index, squares)[: self.count]
 
-    def _read(self) -> dict[Node, Tensor]:
-        """Consumer → the labels of what it reads."""
-        from surgery.anatomy.units.producers import layer_weight
-
+    def _read(self) -> dict[Node, tuple[str, int]]:
+        """Consumer → the weight and its axis that read the units."""
         found = {}
         for node in self.coupling.consumers:
             weight, made, _ = layer_weight(node)
-            found[node] = self.coupling.weights[weight.target, 1 - made]
+            found[node] = weight.target, 1 - made
         return found
 
     def _sizes(self, removed: int) -> dict[str, int]:
@@ -166,10 +167,12 @@ class Units:
             tensor = attribute(graph_module, name)
             yield TensorChange(name, tuple(tensor.shape), tuple(after), tensor.element_size())
 
-    def _flops(self, removed: Tensor) -> int:
-        """Two per entry that is gone from a weight of two axes, for every token."""
-        matrices = {place: labels for place, labels in self.coupling.weights.items() if place[0].endswith("weight")}
-        return 2 * sum(int((~kept(labels, removed)).sum()) for labels in matrices.values())
+    def _flops(self, graph_module: GraphModule, removed: Tensor) -> int:
+        """Saved per sample at the length of the example inputs, in layers; what attention itself saves comes on top."""
+        shrunk = {change.name: change.parameters for change in self._changes(graph_module, removed)}
+        layers = (node for node in graph_module.graph.nodes if is_layer(node) or is_op(node, *PRODUCTS))
+        owned = ((node, weight_of(node)) for node in layers)
+        return sum(2 * shrunk.get(weight.target, 0) * _rows(node) for node, weight in owned if weight is not None)
 
 
 def plan_units(operation: Any, anatomy: Anatomy, sites: tuple[Site, ...]) -> list[Units]:
@@ -182,8 +185,9 @@ def plan_units(operation: Any, anatomy: Anatomy, sites: tuple[Site, ...]) -> lis
         seeds = site.up if site.kind == "mlp" else [node for node in site.projections if _behind(site, node)]
         coupling = trace_units(anatomy.graph_module, seeds)
         remove, notes = _count(operation, site, coupling, span)
+        removed = torch.tensor(coupling.units[: max(1, remove)], dtype=torch.int64)
+        _refuse(site, [*coupling.obstacles, *edits(coupling, removed)[1]], span)
         works.append(Units(operation, site, coupling, remove, notes))
-        _refuse_coupling(works[-1], span)
     return works
 
 
@@ -209,16 +213,12 @@ def _refuse_options(operation: Any, span: Any) -> None:
         )
 
 
-def _refuse_coupling(work: Units, span: Any) -> None:
-    """Raise where the units cannot go: what reads them otherwise, or a size that cannot follow."""
-    coupling, what = work.coupling, UNITS[work.site.kind]
-    removed = torch.tensor(coupling.units[: max(1, work.remove)], dtype=torch.int64)
-    found = [*coupling.obstacles, *edits(coupling, removed)[1]]
-    if coupling.consumers and not found:
+def _refuse(site: Site, found: Sequence[Obstacle], span: Any) -> None:
+    """Raise where something forbids the cut: what reads the units otherwise, or a size that cannot follow."""
+    if not found:
         return
-    reason = f"{where(found[0].node)}: {found[0].reason}" if found else "no layer reads them alone"
     raise RefusalError(
-        f"cannot cut {what} of `{work.site.name}`: {reason}",
+        f"cannot cut {UNITS[site.kind]} of `{site.name}`: {where(found[0].node)}: {found[0].reason}",
         code="S317",
         span=span,
         notes=[f"{where(each.node)}: {each.reason}" for each in found[1:4]],
@@ -231,6 +231,7 @@ def _count(operation: Any, site: Site, coupling: Coupling, span: Any) -> tuple[i
     units, what = len(coupling.units), UNITS[site.kind]
     total = site.heads if site.kind == "attention" else units
     if units < 2:
+        _refuse(site, coupling.obstacles, span)
         mixing = coupling.mixed[0] if coupling.mixed else None
         raise RefusalError(
             f"the {what} of `{site.name}` can only go all together",
@@ -259,3 +260,14 @@ def _count(operation: Any, site: Site, coupling: Coupling, span: Any) -> tuple[i
 
 def _indices(labels: Tensor, removed: Tensor) -> Tensor:
     return kept(labels, removed).nonzero()[:, 0]
+
+
+def _rows(layer: Node) -> int:
+    """How often a layer is applied for one sample of the example inputs."""
+    batch = next(sizes[0] for sizes in map(shape, placeholders(layer.graph.owning_module)) if sizes)
+    return prod(map(_example, shape(layer)[:-1])) // _example(batch)
+
+
+def _example(size: int | torch.SymInt) -> int:
+    """A size as it was in the example inputs."""
+    return size if isinstance(size, int) else size.node.hint

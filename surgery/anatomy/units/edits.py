@@ -11,10 +11,10 @@ from torch.fx import Node
 
 from surgery.anatomy.dimension import Obstacle, describe
 from surgery.anatomy.graphs import aten, is_op
-from surgery.anatomy.units.trace import Coupling, along
+from surgery.anatomy.units.producers import CONVOLUTIONS
+from surgery.anatomy.units.trace import Coupling
 
 VIEWS = (aten.view, aten.reshape, aten._unsafe_view, aten.expand)
-CONVOLUTIONS = (aten.conv1d, aten.conv2d)
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,3 @@ def _axis(node: Node, position: int, rank: int) -> int:
 
 def _wrapped(bound: int, size: int) -> int:
     return max(0, bound + size) if bound < 0 else bound
-
-
-__all__ = ["Edit", "along", "edits", "kept"]

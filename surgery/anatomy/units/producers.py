@@ -6,10 +6,12 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from surgery.anatomy.graphs import aten, is_op
-from surgery.anatomy.units.trace import Walk
+from surgery.anatomy.graphs import aten, is_op, weight_of
+from surgery.anatomy.units.walk import Walk, varies
 
-CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution)
+CONVOLUTIONS = (aten.conv1d, aten.conv2d)
+PRODUCTS = (aten.matmul, aten.mm)
+"""Against a weight [K, M] they are layers."""
 
 
 def layer_weight(node: Node) -> tuple[Any, int, Any]:
@@ -18,13 +20,10 @@ def layer_weight(node: Node) -> tuple[Any, int, Any]:
         return node.args[2], 1, node.args[0]
     if is_op(node, aten.embedding):
         return node.args[0], 1, None
+    if is_op(node, *PRODUCTS):
+        return node.args[1], 1, None
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     return node.args[1], 0, bias
-
-
-def weight_name(node: Node) -> str | None:
-    weight = layer_weight(node)[0] if len(node.args) > 1 else None
-    return weight.target if isinstance(weight, Node) and weight.op == "get_attr" else None
 
 
 def begin(walk: Walk, node: Node) -> Tensor:
@@ -32,12 +31,13 @@ def begin(walk: Walk, node: Node) -> Tensor:
     sizes = walk.sizes.shape(node)
     if node.op == "get_attr":
         labels = _started(walk, node.target, prod(sizes)).reshape(sizes)
-        for axis in _cut_axes(labels, walk):
+        for axis in filter(lambda axis: varies(labels, axis), range(labels.dim())):
             walk.cut_weight(node, node, axis, labels.movedim(axis, 0).reshape(sizes[axis], -1)[:, 0])
         return labels
     weight, axis, bias = layer_weight(node)
     channel = 1 if is_op(node, *CONVOLUTIONS) else len(sizes) - 1
-    labels = _started(walk, weight_name(node) or node, sizes[channel])
+    owned = weight_of(node)
+    labels = _started(walk, owned.target if owned else node, sizes[channel])
     walk.cut_weight(node, weight, axis, labels)
     if isinstance(bias, Node) and (walk.sizes.shape(bias) or (1,))[-1] == sizes[channel]:
         walk.cut_weight(node, bias, len(walk.sizes.shape(bias)) - 1, labels)
@@ -50,9 +50,3 @@ def _started(walk: Walk, key: Any, count: int) -> Tensor:
     if key not in walk.starts:
         walk.starts[key] = walk.union.new(count)
     return walk.union.find(walk.starts[key])
-
-
-def _cut_axes(labels: Tensor, walk: Walk) -> list[int]:
-    from surgery.anatomy.units.trace import varies
-
-    return [axis for axis in range(labels.dim()) if varies(labels, axis)]

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from surgery.anatomy.graphs import aten, is_op
-from surgery.anatomy.units.trace import Walk, along, unknown, varies
+from surgery.anatomy.dimension import describe
 from surgery.anatomy.units.union import FREE
+from surgery.anatomy.units.walk import Walk, along, unknown, varies
 
 
 def linear(walk: Walk, node: Node) -> Tensor | None:
@@ -23,6 +23,8 @@ def _layer(walk: Walk, node: Node, source: Node, weight: Node, axis: int) -> Ten
     held = walk.of(source)
     if held is None:
         return unknown(walk, node)
+    if weight.op != "get_attr":
+        return walk.refuse(node, f"the weight of {describe(node)} is computed, not stored")
     last = held.dim() - 1
     if not any(varies(held, each) for each in range(last)):
         if varies(held, last) or held.shape[-1] == 1:
@@ -40,7 +42,7 @@ def matmul(walk: Walk, node: Node) -> Tensor | None:
     if right.op == "get_attr" and len(walk.sizes.shape(right)) == 2:
         return _layer(walk, node, left, right, 0)
     sizes = walk.sizes.shape(node)
-    one, two = _operand(walk, left), _operand(walk, right)
+    one, two = walk.of(left), walk.of(right)
     if one is None and two is None:
         return unknown(walk, node)
     one, two = _unshared(one, two)
@@ -90,6 +92,8 @@ def convolution(walk: Walk, node: Node) -> Tensor | None:
     groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
     if any(varies(held, axis) for axis in range(held.dim()) if axis != 1):
         return unknown(walk, node)
+    if weight.op != "get_attr":
+        return walk.refuse(node, f"the weight of {describe(node)} is computed, not stored")
     vector = along(held, 1)
     if groups == 1:
         walk.cut_weight(node, weight, 1, vector)
@@ -105,10 +109,6 @@ def convolution(walk: Walk, node: Node) -> Tensor | None:
     return vector.reshape(-1, *[1] * (len(sizes) - 2)).expand(sizes)
 
 
-def _operand(walk: Walk, operand: Node) -> Tensor | None:
-    return walk.of(operand)
-
-
 def _repeated(held: Tensor | None, heads: int) -> Tensor | None:
     """Keys or values of fewer heads, each for its group of queries."""
     if held is None or held.shape[-3] == heads:
@@ -116,11 +116,11 @@ def _repeated(held: Tensor | None, heads: int) -> Tensor | None:
     return held.repeat_interleave(heads // held.shape[-3], -3)
 
 
-def _without_shared(held: Tensor | None) -> Tensor | None:
-    """Entries that all heads have in common belong to none; None where that is all of them."""
-    if held is None or held.shape[-3] == 1:
+def _without_shared(held: Tensor | None, axis: int = -3) -> Tensor | None:
+    """Entries that are the same all along an axis belong to no unit; None where that is all of them."""
+    if held is None or held.shape[axis] == 1:
         return held
-    shared = (held == held.narrow(-3, 0, 1)).all(-3, keepdim=True)
+    shared = (held == held.narrow(axis, 0, 1)).all(axis, keepdim=True)
     left = torch.where(shared, FREE, held)
     return left if bool((left >= 0).any()) else None
 
@@ -134,10 +134,9 @@ def _against(held: Tensor | None, other: Tensor | None) -> Tensor | None:
     if held is None or other is None:
         return held
     for back in range(3, min(held.dim(), other.dim()) + 1):
-        if held.shape[-back] > 1 and varies(other, other.dim() - back):
-            shared = (held == held.narrow(-back, 0, 1)).all(-back, keepdim=True)
-            held = torch.where(shared, FREE, held)
-    return held if bool((held >= 0).any()) else None
+        if held is not None and varies(other, other.dim() - back):
+            held = _without_shared(held, -back)
+    return held
 
 
 def _want(walk: Walk, node: Node, operand: Node, held: Tensor | None, other: Tensor | None) -> None:
@@ -150,6 +149,3 @@ def _want(walk: Walk, node: Node, operand: Node, held: Tensor | None, other: Ten
             if not walk.want_layers_behind(operand):
                 walk.couple(node, operand, len(own) - back, along(other, other.dim() - back))
             return
-
-
-__all__ = ["addmm", "attention", "convolution", "is_op", "linear", "matmul", "aten"]

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from surgery.anatomy.dimension import describe
-from surgery.anatomy.graphs import aten, is_op, shape
+from surgery.anatomy.graphs import aten, shape
 from surgery.anatomy.units.products import addmm, attention, convolution, linear, matmul
-from surgery.anatomy.units.trace import Walk, along, unknown, varies
 from surgery.anatomy.units.union import FREE
+from surgery.anatomy.units.walk import Walk, along, unknown, varies
 
 Rule = Callable[[Walk, Node], object]
 
@@ -142,7 +142,7 @@ def _axes(node: Node, rank: int) -> list[int]:
     return [axis % rank for axis in axes]
 
 
-SAME = "contiguous detach alias to _to_copy type_as dropout lift_fresh_copy clone tril triu cumsum native_dropout float"
+SAME = "contiguous detach alias to _to_copy type_as dropout lift_fresh_copy clone tril triu cumsum"
 MOVED = (
     "view reshape _unsafe_view permute transpose t unsqueeze squeeze slice select split split_with_sizes chunk unbind "
     "flatten unflatten repeat repeat_interleave narrow movedim roll flip tile swapaxes numpy_T mT adjoint expand"
@@ -172,6 +172,3 @@ RULES: dict[object, Rule] = {
 RULES |= {getattr(aten, name): same for name in SAME.split() if hasattr(aten, name)}
 RULES |= {getattr(aten, name): moved for name in MOVED.split() if hasattr(aten, name)}
 RULES |= {getattr(aten, name): reduced for name in REDUCED.split() if hasattr(aten, name)}
-RULES.pop(getattr(aten, "native_dropout", None), None)
-
-__all__ = ["rule_of", "is_op"]

@@ -8,29 +8,20 @@ be cut apart: the channels of a feed-forward layer, the heads of an attention, o
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from surgery.anatomy.dimension import Obstacle, describe
-from surgery.anatomy.graphs import is_layer, is_op, tensor_inputs, value
+from surgery.anatomy.dimension import Obstacle
+from surgery.anatomy.graphs import is_layer, value, weight_of
+from surgery.anatomy.units.producers import begin
+from surgery.anatomy.units.rules import rule_of
 from surgery.anatomy.units.sizes import Sizes
 from surgery.anatomy.units.union import FREE, Union
-
-LARGEST_TABLE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Gather:
-    """An operand computed elsewhere, of which `user` will read the kept part: `labels` along its `axis`."""
-
-    user: Node
-    operand: Node
-    axis: int
-    labels: Tensor
+from surgery.anatomy.units.walk import Gather, Walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +45,8 @@ class Coupling:
     mixed: tuple[Node, ...] = ()
 
 
-Seed = Node
-
-
-def trace_units(graph_module: GraphModule, seeds: Iterable[Seed]) -> Coupling:
-    """What the outputs of these layers (linear, embedding, convolution, or a parameter) are coupled with.
+def trace_units(graph_module: GraphModule, seeds: Iterable[Node]) -> Coupling:
+    """What the outputs of these layers (linear, embedding, or a parameter) are coupled with.
 
     Layers and parameters that turn out to belong to it as well are followed too, until none is left.
     """
@@ -66,18 +54,23 @@ def trace_units(graph_module: GraphModule, seeds: Iterable[Seed]) -> Coupling:
     readers = _readers(graph_module)
     begun = dict.fromkeys(seeds)
     while True:
-        union, sizes = Union(), Sizes()
-        starts: dict[Any, Tensor] = {}
-        while True:
-            before = union.merges
-            walk = Walk(order, union, sizes, starts, readers)
-            walk.run(begun)
-            if union.merges == before:
-                break
+        walk = _settled(order, readers, begun)
         fresh = [node for node in walk.wanted if node not in begun]
         if not fresh:
-            return walk.result()
+            return _coupling(walk)
         begun |= dict.fromkeys(fresh)
+
+
+def _settled(order: Mapping[Node, int], readers: Mapping[str, list[Node]], seeds: Iterable[Node]) -> Walk:
+    """The first pass in which no two labels become one any more."""
+    union, sizes = Union(), Sizes()
+    starts: dict[Any, Tensor] = {}
+    while True:
+        before = union.merges
+        walk = Walk(order, union, sizes, starts)
+        _run(walk, readers, seeds)
+        if union.merges == before:
+            return walk
 
 
 def _readers(graph_module: GraphModule) -> dict[str, list[Node]]:
@@ -89,152 +82,34 @@ def _readers(graph_module: GraphModule) -> dict[str, list[Node]]:
     return found
 
 
-@dataclass(eq=False)
-class Walk:
-    """One pass over the graph in its order, from the seeds to where labels end."""
-
-    order: Mapping[Node, int]
-    union: Union
-    sizes: Sizes
-    starts: dict[Any, Tensor]
-    readers: Mapping[str, list[Node]]
-    labels: dict[Node, Any] = field(default_factory=dict)
-    weights: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    gathers: dict[tuple[Node, Node, int], Gather] = field(default_factory=dict)
-    consumers: dict[Node, Tensor] = field(default_factory=dict)
-    obstacles: dict[Node, Obstacle] = field(default_factory=dict)
-    mixed: dict[Node, None] = field(default_factory=dict)
-    wanted: dict[Node, None] = field(default_factory=dict)
-
-    def run(self, seeds: Iterable[Node]) -> None:
-        from surgery.anatomy.units.producers import begin
-        from surgery.anatomy.units.rules import rule_of
-
-        seeds = dict.fromkeys(seeds)
-        queue = [(self.order[node], node) for seed in seeds for node in self._alike(seed)]
-        started = {node for _, node in queue}
-        heapq.heapify(queue)
-        seen: set[Node] = set()
-        while queue:
-            _, node = heapq.heappop(queue)
-            if node in seen:
-                continue
-            seen.add(node)
-            found = rule_of(node)(self, node) if any(source in self.labels for source in node.all_input_nodes) else None
-            found = begin(self, node) if node in started else found
-            if found is None:
-                continue
-            self.labels[node] = found
-            for user in node.users:
-                if user.op == "output" or _computes(user):
-                    heapq.heappush(queue, (self.order[user], user))
-
-    def _alike(self, seed: Node) -> Iterator[Node]:
-        """The seed, and every other layer that reads the same weight."""
-        from surgery.anatomy.units.producers import weight_name
-
-        yield seed
-        name = weight_name(seed) if seed.op != "get_attr" else None
-        yield from (node for node in self.readers.get(name or "", []) if node is not seed and is_layer(node))
-
-    def of(self, node: Any) -> Tensor | None:
-        """The labels of an operand as they stand now; None for what has none."""
-        held = self.labels.get(node) if isinstance(node, Node) else None
-        return None if held is None or not isinstance(held, Tensor) else self.union.find(held)
-
-    def refuse(self, node: Node, reason: str) -> None:
-        self.obstacles.setdefault(node, Obstacle(node, reason))
-
-    def mix(self, node: Node, labels: Tensor, axes: Iterable[int]) -> Tensor:
-        """All labels along the axes become one; same shape."""
-        for axis in axes:
-            if varies(labels, axis):
-                self.mixed[node] = None
-            labels = self.union.along(labels, axis).unsqueeze(axis).expand(labels.shape)
-        return labels
-
-    def cut_weight(self, node: Node, weight: Any, axis: int, labels: Tensor) -> None:
-        """A layer's tensor loses indices of one axis."""
-        if not isinstance(weight, Node):
-            return
-        if weight.op != "get_attr":
-            self.couple(node, weight, axis, labels)
-            return
-        rank = len(self.sizes.shape(weight))
-        known = self.weights.setdefault((weight.target, axis % rank), labels)
-        if known is not labels:
-            self.union.unify(known, labels)
-
-    def couple(self, node: Node, operand: Node, axis: int, labels: Tensor) -> None:
-        """An operand without labels has to lose the same indices of an axis."""
-        if operand.op == "get_attr":
-            self.cut_weight(node, operand, axis, labels)
-            return
-        origin = self._origin(operand)
-        if origin is not None:
-            self.wanted[origin] = None
-            return
-        self.gathers[node, operand, axis] = Gather(node, operand, axis, labels)
-
-    def want_layers_behind(self, operand: Node) -> bool:
-        """Ask that the nearest layers an operand is computed from be followed too; False if there is none."""
-        found, seen, todo = [], set(), [operand]
-        while todo:
-            node = todo.pop()
-            if node in seen or node in self.labels:
-                continue
-            seen.add(node)
-            if is_layer(node):
-                found.append(node)
-            elif node.op == "call_function":
-                todo.extend(tensor_inputs(node) or node.all_input_nodes)
-        self.wanted |= dict.fromkeys(found)
-        return bool(found)
-
-    def _origin(self, operand: Node) -> Node | None:
-        """The layer or parameter an operand comes from through a chain that nothing else reads."""
-        node = operand
-        while len(node.users) == 1 or node is operand:
-            if len(node.users) > 1:
-                return None
-            if is_layer(node):
-                return node
-            if node.op == "get_attr":
-                size = 1
-                for each in self.sizes.shape(node) or (LARGEST_TABLE + 1,):
-                    size *= each
-                return node if size <= LARGEST_TABLE else None
-            sources = tensor_inputs(node)
-            if node.op != "call_function" or len(sources) != 1:
-                return None
-            node = sources[0]
-        return None
-
-    def result(self) -> Coupling:
-        """What was found, with labels as they finally stand."""
-        find = self.union.find
-        labels = {node: _map(find, held) for node, held in self.labels.items()}
-        ordered: dict[int, None] = {}
-        for vector in self.consumers.values():
-            ordered |= dict.fromkeys(label for label in find(vector).tolist() if label != FREE)
-        weights = {place: find(vector) for place, vector in self.weights.items()}
-        gathers = tuple(Gather(g.user, g.operand, g.axis, find(g.labels)) for g in self.gathers.values())
-        found = sorted(self.obstacles.values(), key=lambda obstacle: self.order[obstacle.node])
-        mixed = sorted(self.mixed, key=self.order.__getitem__)
-        consumers = tuple(sorted(self.consumers, key=self.order.__getitem__))
-        return Coupling(tuple(ordered), labels, weights, gathers, consumers, tuple(found), tuple(mixed))
+def _run(walk: Walk, readers: Mapping[str, list[Node]], seeds: Iterable[Node]) -> None:
+    """Follow labels in the graph's order, from the seeds to where they end."""
+    started = {node for seed in seeds for node in _alike(seed, readers)}
+    queue = [(walk.order[node], node) for node in started]
+    heapq.heapify(queue)
+    seen: set[Node] = set()
+    while queue:
+        _, node = heapq.heappop(queue)
+        if node in seen:
+            continue
+        seen.add(node)
+        found = rule_of(node)(walk, node) if any(source in walk.labels for source in node.all_input_nodes) else None
+        found = begin(walk, node) if node in started else found
+        if found is None:
+            continue
+        walk.labels[node] = found
+        for user in node.users:
+            if user.op == "output" or _computes(user):
+                heapq.heappush(queue, (walk.order[user], user))
 
 
-def varies(labels: Tensor, axis: int) -> bool:
-    """Whether labels differ along an axis."""
-    return labels.shape[axis] > 1 and bool((labels != labels.narrow(axis, 0, 1)).any())
-
-
-def along(labels: Tensor, axis: int) -> Tensor | None:
-    """The label of each index of an axis; None where one index holds several."""
-    flat = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
-    first = flat[:, 0]
-    return first if bool((flat == first[:, None]).all()) else None
+def _alike(seed: Node, readers: Mapping[str, list[Node]]) -> Iterator[Node]:
+    """The seed, and every other layer that reads the same weight."""
+    yield seed
+    weight = weight_of(seed) if is_layer(seed) else None
+    yield from (
+        node for node in readers.get(weight.target if weight else "", ()) if node is not seed and is_layer(node)
+    )
 
 
 def _computes(node: Node) -> bool:
@@ -242,15 +117,24 @@ def _computes(node: Node) -> bool:
     return node.op == "call_function" and not isinstance(held, int | float | torch.SymInt | None)
 
 
+def _coupling(walk: Walk) -> Coupling:
+    """What was found, with labels as they finally stand."""
+    find, place = walk.union.find, walk.order.__getitem__
+    ordered: dict[int, None] = {}
+    for vector in walk.consumers.values():
+        ordered |= dict.fromkeys(label for label in find(vector).tolist() if label != FREE)
+    return Coupling(
+        units=tuple(ordered),
+        labels={node: _map(find, held) for node, held in walk.labels.items()},
+        weights={at: find(vector) for at, vector in walk.weights.items()},
+        gathers=tuple(Gather(g.user, g.operand, g.axis, find(g.labels)) for g in walk.gathers.values()),
+        consumers=tuple(sorted(walk.consumers, key=place)),
+        obstacles=tuple(sorted(walk.obstacles.values(), key=lambda obstacle: place(obstacle.node))),
+        mixed=tuple(sorted(walk.mixed, key=place)),
+    )
+
+
 def _map(function: Callable, held: Any) -> Any:
     if isinstance(held, Tensor):
         return function(held)
     return None if held is None else [_map(function, each) for each in held]
-
-
-def unknown(walk: Walk, node: Node) -> None:
-    """An operation that has no rule."""
-    walk.refuse(node, f"{describe(node)} reads it" if node.op != "output" else "it is an output of the model")
-
-
-__all__ = ["Coupling", "Gather", "Seed", "Walk", "along", "is_op", "trace_units", "unknown", "varies"]

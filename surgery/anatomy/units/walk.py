@@ -1,0 +1,128 @@
+"""The state of one pass over a graph: which labels there are, what they cut, what forbids it, what else to follow."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from surgery.anatomy.dimension import Obstacle, describe
+from surgery.anatomy.graphs import is_layer, tensor_inputs
+from surgery.anatomy.units.sizes import Sizes
+from surgery.anatomy.units.union import Union
+
+LARGEST_TABLE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Gather:
+    """An operand computed elsewhere, of which `user` will read the kept part: `labels` along its `axis`."""
+
+    user: Node
+    operand: Node
+    axis: int
+    labels: Tensor
+
+
+@dataclass(eq=False)
+class Walk:
+    """One pass over the graph in its order, from the seeds to where labels end."""
+
+    order: Mapping[Node, int]
+    union: Union
+    sizes: Sizes
+    starts: dict[Any, Tensor]
+    labels: dict[Node, Any] = field(default_factory=dict)
+    weights: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    gathers: dict[tuple[Node, Node, int], Gather] = field(default_factory=dict)
+    consumers: dict[Node, Tensor] = field(default_factory=dict)
+    obstacles: dict[Node, Obstacle] = field(default_factory=dict)
+    mixed: dict[Node, None] = field(default_factory=dict)
+    wanted: dict[Node, None] = field(default_factory=dict)
+
+    def of(self, node: Any) -> Tensor | None:
+        """The labels of an operand as they stand now; None for what has none."""
+        held = self.labels.get(node) if isinstance(node, Node) else None
+        return None if held is None or not isinstance(held, Tensor) else self.union.find(held)
+
+    def refuse(self, node: Node, reason: str) -> None:
+        self.obstacles.setdefault(node, Obstacle(node, reason))
+
+    def mix(self, node: Node, labels: Tensor, axes: Iterable[int]) -> Tensor:
+        """All labels along the axes become one; same shape."""
+        for axis in axes:
+            if varies(labels, axis):
+                self.mixed[node] = None
+            labels = self.union.along(labels, axis).unsqueeze(axis).expand(labels.shape)
+        return labels
+
+    def cut_weight(self, node: Node, weight: Any, axis: int, labels: Tensor) -> None:
+        """A layer's tensor loses indices of one axis."""
+        if not isinstance(weight, Node):
+            return
+        if weight.op != "get_attr":
+            self.couple(node, weight, axis, labels)
+            return
+        rank = len(self.sizes.shape(weight))
+        known = self.weights.setdefault((weight.target, axis % rank), labels)
+        if known is not labels:
+            self.union.unify(known, labels)
+
+    def couple(self, node: Node, operand: Node, axis: int, labels: Tensor) -> None:
+        """An operand without labels has to lose the same indices of an axis."""
+        if operand.op == "get_attr":
+            self.cut_weight(node, operand, axis, labels)
+            return
+        origin = self._origin(operand)
+        if origin is not None:
+            self.wanted[origin] = None
+            return
+        self.gathers[node, operand, axis] = Gather(node, operand, axis, labels)
+
+    def want_layers_behind(self, operand: Node) -> bool:
+        """Ask that the nearest layers an operand is computed from be followed too; False if there is none."""
+        found, seen, todo = [], set(), [operand]
+        while todo:
+            node = todo.pop()
+            if node in seen or node in self.labels:
+                continue
+            seen.add(node)
+            if is_layer(node):
+                found.append(node)
+            elif node.op == "call_function":
+                todo.extend(tensor_inputs(node) or node.all_input_nodes)
+        self.wanted |= dict.fromkeys(found)
+        return bool(found)
+
+    def _origin(self, operand: Node) -> Node | None:
+        """The layer or parameter an operand comes from through a chain that nothing else reads."""
+        node = operand
+        while len(node.users) == 1:
+            if is_layer(node):
+                return node
+            if node.op == "get_attr":
+                return node if prod(self.sizes.shape(node) or (LARGEST_TABLE + 1,)) <= LARGEST_TABLE else None
+            sources = tensor_inputs(node)
+            if node.op != "call_function" or len(sources) != 1:
+                return None
+            node = sources[0]
+        return None
+
+
+def varies(labels: Tensor, axis: int) -> bool:
+    """Whether labels differ along an axis."""
+    return labels.shape[axis] > 1 and bool((labels != labels.narrow(axis, 0, 1)).any())
+
+
+def along(labels: Tensor, axis: int) -> Tensor | None:
+    """The label of each index of an axis; None where one index holds several."""
+    flat = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
+    first = flat[:, 0]
+    return first if bool((flat == first[:, None]).all()) else None
+
+
+def unknown(walk: Walk, node: Node) -> None:
+    """An operation that has no rule."""
+    walk.refuse(node, f"{describe(node)} reads it" if node.op != "output" else "it is an output of the model")
