@@ -1,13 +1,7 @@
-"""What kernel tests share: Triton's interpreter without a GPU, poisoned allocations, inputs in guarded parents."""
-
-import os
+"""What kernel tests share: the device, and poisoned allocations."""
 
 import pytest
 import torch
-
-# Read when a kernel is decorated, so before any of them is imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
