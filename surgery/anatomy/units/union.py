@@ -31,9 +31,7 @@ class Union:
 
     def unify(self, first: Tensor, second: Tensor) -> None:
         """Element by element the two are one, wherever both are labels."""
-        pairs = torch.stack(torch.broadcast_tensors(first, second)).reshape(2, -1)
-        pairs = pairs[:, (pairs[0] >= 0) & (pairs[1] >= 0)]
-        pairs = torch.unique(pairs[:, pairs[0] != pairs[1]], dim=1)
+        pairs = self._distinct(*torch.broadcast_tensors(first, second))
         while True:
             one, two = self.find(pairs[0]), self.find(pairs[1])
             apart = one != two
@@ -42,6 +40,13 @@ class Union:
             low, high = torch.minimum(one, two)[apart], torch.maximum(one, two)[apart]
             self.parent.scatter_reduce_(0, high, low, "amin")
             self.merges += 1
+
+    def _distinct(self, first: Tensor, second: Tensor) -> Tensor:
+        """The pairs of different labels, each once, [2, n]. One number stands for a pair: sorting columns is slow."""
+        apart = (first != second) & (first >= 0) & (second >= 0)
+        count = len(self.parent)
+        keys = torch.unique(first[apart] * count + second[apart])
+        return torch.stack((keys // max(count, 1), keys % max(count, 1)))
 
     def along(self, labels: Tensor, axis: int) -> Tensor:
         """All labels along an axis are one; the labels without that axis."""
