@@ -47,17 +47,17 @@ class Silenced:
             before={"heads": self.site.heads}, after={"heads": 0},
         )  # fmt: skip
 
-    def choose(self, anatomy: Any, schedule: Any, progress: Any = None) -> None:
+    def choose(self, anatomy: Any, context: Any) -> None:
         return None
 
-    def passes(self, graph_module: Any, choice: None, schedule: Any) -> list[SetWeights]:
+    def passes(self, graph_module: Any, choice: None, context: Any) -> list[SetWeights]:
         """Zero the output projection: its result is then 0 whatever the heads say."""
         output = self.site.projections[-1]
         names = [node.target for node in (weight_of(output), bias_of(output)) if node is not None]
         zeros = {name: torch.zeros_like(attribute(graph_module, name)) for name in names}
         return [SetWeights(*self._mark(), tensors=zeros, name="silence")]
 
-    def reference(self, graph_module: Any, choice: None, schedule: Any) -> list["Muted"]:
+    def reference(self, graph_module: Any, choice: None, context: Any) -> list["Muted"]:
         """The same by multiplying the projection's result with 0."""
         return [Muted(*self._mark(), self.site.projections[-1].name)]
 

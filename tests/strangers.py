@@ -17,6 +17,7 @@ from surgery.anatomy import Anatomy, inspect
 from surgery.anatomy.selectors import resolve
 from surgery.check import check
 from surgery.passes.runner import run_passes
+from surgery.targets.context import Context
 
 WIDTH, DEPTH, CLASSES, TOKENS, CHANNELS = 16, 2, 5, 4, 3
 
@@ -558,8 +559,9 @@ def works_of(anatomy: Anatomy, spec: str) -> list[Any]:
 def rewrite(anatomy: Anatomy, spec: str, schedule: Any = None) -> Rewriting:
     """Plan, choose, rewrite, and build the reference."""
     works, graph_module = works_of(anatomy, spec), anatomy.graph_module
-    choices = [work.choose(anatomy, schedule) for work in works]
+    context = Context(schedule)
+    choices = [work.choose(anatomy, context) for work in works]
     pairs = list(zip(works, choices, strict=True))
-    compact = [step for work, choice in pairs for step in work.passes(graph_module, choice, schedule)]
-    masked = [step for work, choice in pairs for step in work.reference(graph_module, choice, schedule)]
+    compact = [step for work, choice in pairs for step in work.passes(graph_module, choice, context)]
+    masked = [step for work, choice in pairs for step in work.reference(graph_module, choice, context)]
     return Rewriting(works, choices, run_passes(graph_module, compact), run_passes(graph_module, masked))

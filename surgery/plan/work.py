@@ -12,22 +12,23 @@ from surgery.plan.action import Action
 class Work(Protocol):
     """One cut of one operation.
 
-    `schedule` is the model's diffusion schedule, None for other models; `choice` is whatever `choose` returned.
+    `context` is a surgery.targets.context.Context: the diffusion schedule, calibration data, progress, each where there
+    is one; `choice` is whatever `choose` returned.
     """
 
     def action(self, graph_module: GraphModule) -> Action:
         """The cut from shapes alone: no weights are read."""
         ...
 
-    def choose(self, anatomy: Anatomy, schedule: Any, progress: Any = None) -> Any:
-        """Look at the weights and decide what stays; None where there is nothing to decide."""
+    def choose(self, anatomy: Anatomy, context: Any) -> Any:
+        """Look at the weights, and at data, and decide what stays; None where there is nothing to decide."""
         ...
 
-    def passes(self, graph_module: GraphModule, choice: Any, schedule: Any) -> list[Any]:
+    def passes(self, graph_module: GraphModule, choice: Any, context: Any) -> list[Any]:
         """The rewrite, as passes (see surgery.passes.runner.Pass)."""
         ...
 
-    def reference(self, graph_module: GraphModule, choice: Any, schedule: Any) -> list[Any]:
+    def reference(self, graph_module: GraphModule, choice: Any, context: Any) -> list[Any]:
         """The slow truth the rewrite must equal, made in another way."""
         ...
 

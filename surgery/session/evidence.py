@@ -1,6 +1,6 @@
 """Quality, controls, size, latency and memory of a rewritten model against the original, measured in one run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from surgery.session.given import given_data
 from surgery.session.prepare import Prepared, pointing_at
 from surgery.session.requirements import CLOCKED, SIZES
 from surgery.session.rewrite import rewrite
+from surgery.targets.context import Context, Progress
 from surgery.verify.measurement import BETTER, Measurement
 from surgery.verify.memory import peak_memory
 from surgery.verify.outputs import tensors_of
@@ -28,17 +29,13 @@ from surgery.verify.timing import latency
 
 SAMPLES = 500
 MEMORY_BATCH = 32
-Progress = Callable[[str, int, int], None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """The progress of a run nobody watches."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """Opened data and how quality is measured on it. `reference` opens the data again; None where it was handed over."""
 
+    data: Data
     meter: DiffusionQuality | OutputQuality
     sha256: str
     reference: str | None
@@ -73,7 +70,7 @@ def open_evidence(prepared: Prepared, data: str | Mapping[str, Tensor] | None, p
         seed=settings.get("seed", 0),
         steps=settings.get("steps", STEPS),
     )
-    return Evidence(meter, opened.sha256, reference if isinstance(reference, str) else None, progress)
+    return Evidence(opened, meter, opened.sha256, reference if isinstance(reference, str) else None, progress)
 
 
 def _opened(reference: str | Mapping[str, Tensor], prepared: Prepared) -> Data:
@@ -121,21 +118,23 @@ def quality_rows(evidence: Evidence, before: Measurement, after: Measurement) ->
     ]
 
 
-def control_rows(prepared: Prepared, evidence: Evidence, before: Measurement) -> list[dict[str, Any]]:
+def control_rows(
+    prepared: Prepared, evidence: Evidence, before: Measurement, context: Context
+) -> list[dict[str, Any]]:
     """Every control of every cut, measured like the model itself: all cuts of a clause are changed alike."""
     rows = []
     for name, changes in prepared.works[0].controls() if prepared.works else ():
-        measured = evidence.measure(_variant(prepared, changes), f"control: {name}")
+        measured = evidence.measure(_variant(prepared, changes, context), f"control: {name}")
         metrics = dict(measured.metrics) | evidence.meter.compare(before, measured)
         rows.append({"name": name, "metrics": metrics})
     return rows
 
 
-def _variant(prepared: Prepared, changes: dict[str, Any]) -> GraphModule:
+def _variant(prepared: Prepared, changes: dict[str, Any], context: Context) -> GraphModule:
     """The cuts with other options; those of another operation than the first stay as they are."""
     kind = type(prepared.works[0])
     works = [replace(w, options=replace(w.options, **changes)) if type(w) is kind else w for w in prepared.works]
-    return rewrite(replace(prepared, works=tuple(works)))
+    return rewrite(replace(prepared, works=tuple(works)), context=context)
 
 
 def size_rows(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[str, dict[str, int]]:

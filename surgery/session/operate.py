@@ -13,7 +13,6 @@ from surgery.passes.runner import Observer
 from surgery.session.document import manifest, new_report
 from surgery.session.evidence import (
     Evidence,
-    Progress,
     control_rows,
     latency_rows,
     measurable,
@@ -21,7 +20,6 @@ from surgery.session.evidence import (
     open_evidence,
     quality_rows,
     refuse_unsound,
-    silent,
     size_rows,
     unmeasured,
 )
@@ -30,7 +28,8 @@ from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
 from surgery.session.requirements import judge, refuse_broken, refuse_unmeasurable
 from surgery.session.result import Result
-from surgery.session.rewrite import Choices, choose, reference, rewrite
+from surgery.session.rewrite import Choices, choose, context_of, reference, rewrite
+from surgery.targets.context import Context, Progress, silent
 
 
 def compile(
@@ -106,13 +105,14 @@ def operate(
     timing = timing and evidence is not None
     refuse_unmeasurable(requires, measurable(evidence, timing=timing), unmeasured(evidence, timing=timing))
     progress("choosing what stays", 0, 0)
-    choices = choose(prepared, progress)
-    rewritten = rewrite(prepared, choices, after=after)
+    context = context_of(prepared, evidence.data if evidence else None, progress)
+    choices = choose(prepared, context)
+    rewritten = rewrite(prepared, choices, context, after=after)
     report = new_report(prepared, choices)
     report["size"] = size_rows(original, rewritten, inputs)
     if evidence:
-        report["parity"] = parity(rewritten, reference(prepared, choices), inputs)
-        _measure(report, prepared, evidence, rewritten, controls=controls)
+        report["parity"] = parity(rewritten, reference(prepared, choices, context), inputs)
+        _measure(report, prepared, evidence, rewritten, context if controls else None)
     if timing:
         report["latency"] = latency_rows(
             original, rewritten, prepared.anatomy.graph_module, inputs, progress, compiled=compiled
@@ -124,14 +124,17 @@ def operate(
     return Result(rewritten, prepared.plan, report, manifest(prepared, report), prepared.program.spec)
 
 
-def _measure(report: dict, prepared: Prepared, evidence: Evidence, rewritten: GraphModule, *, controls: bool) -> None:
+def _measure(
+    report: dict, prepared: Prepared, evidence: Evidence, rewritten: GraphModule, context: Context | None
+) -> None:
+    """Quality before and after; of the controls too where a context to choose them in is given."""
     before = evidence.measure(prepared.model.module, "the original")
     now = evidence.measure(rewritten, "the rewritten model")
     report["data"] = {"reference": evidence.reference, "sha256": evidence.sha256}
     report["quality"] = quality_rows(evidence, before, now)
     report["notes"] += [f"{name} is not measured: {why}" for name, why in now.absent.items()]
-    if controls:
-        report["controls"] = control_rows(prepared, evidence, before)
+    if context:
+        report["controls"] = control_rows(prepared, evidence, before, context)
     if prepared.model.diffusion:
         found = samples_finding(before, now, prepared.model.diffusion.classes)
         report["findings"] += [found] if found else []

@@ -1,39 +1,69 @@
 """The cuts of a prepared spec, chosen and made."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from surgery.lowering import quicken
+from surgery.models.data import Data
 from surgery.passes.runner import Observer, run_passes
 from surgery.session.matching import asks_match, matched
 from surgery.session.prepare import Prepared
 from surgery.targets.choice import Choice
+from surgery.targets.context import Calibration, Context, Progress, silent
 
 Choices = tuple[Choice | None, ...]
 
 
-def choose(prepared: Prepared, progress: Callable[[str, int, int], None] | None = None) -> Choices:
+def context_of(prepared: Prepared, data: Data | None = None, progress: Progress = silent) -> Context:
+    """What the cuts of a spec are chosen with: its schedule, and what the data holds to calibrate on."""
+    return Context(prepared.schedule, _calibration(prepared, data), progress)
+
+
+def choose(prepared: Prepared, context: Context) -> Choices:
     """What each cut keeps, and the weights that make up for the rest; None where nothing is to be chosen."""
-    choices = tuple(work.choose(prepared.anatomy, prepared.schedule, progress) for work in prepared.works)
-    return matched(prepared, choices, rewrite(prepared, choices), progress) if asks_match(prepared) else choices
+    choices = tuple(work.choose(prepared.anatomy, context) for work in prepared.works)
+    if not asks_match(prepared):
+        return choices
+    return matched(prepared, choices, rewrite(prepared, choices, context), context.progress)
 
 
-def rewrite(prepared: Prepared, choices: Choices | None = None, *, after: Observer | None = None) -> GraphModule:
+def rewrite(
+    prepared: Prepared,
+    choices: Choices | None = None,
+    context: Context | None = None,
+    *,
+    after: Observer | None = None,
+) -> GraphModule:
     """The rewritten graph, unproven, quick in eager mode; choices are made where none are given."""
-    return quicken(_run(prepared, choose(prepared) if choices is None else choices, "passes", after))
+    context = context or context_of(prepared)
+    return quicken(_run(prepared, choose(prepared, context) if choices is None else choices, context, "passes", after))
 
 
-def reference(prepared: Prepared, choices: Choices) -> GraphModule:
+def reference(prepared: Prepared, choices: Choices, context: Context | None = None) -> GraphModule:
     """The slow truth `rewrite` must equal: the same values at full size, masked."""
-    return _run(prepared, choices, "reference", None)
+    return _run(prepared, choices, context or context_of(prepared), "reference", None)
 
 
-def _run(prepared: Prepared, choices: Choices, which: str, after: Observer | None) -> GraphModule:
+def _run(
+    prepared: Prepared, choices: Choices, context: Context, which: str, after: Observer | None
+) -> GraphModule:
     graph_module = prepared.anatomy.graph_module
     passes = [
         step
         for work, choice in zip(prepared.works, choices, strict=True)
-        for step in getattr(work, which)(graph_module, choice, prepared.schedule)
+        for step in getattr(work, which)(graph_module, choice, context)
     ]
     return run_passes(graph_module, passes, after=after)
+
+
+def _calibration(prepared: Prepared, data: Data | None) -> Calibration | None:
+    inputs = getattr(data, "calibration", None)
+    if not inputs:
+        return None
+    named = prepared.model.example_inputs
+    options: Mapping[str, Any] = named if isinstance(named, Mapping) else {}
+    plain = {name: None if isinstance(value, Tensor) else value for name, value in options.items()}
+    return Calibration(inputs, plain, getattr(data, "task", None), getattr(data, "calibration_targets", None))

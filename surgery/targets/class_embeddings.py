@@ -26,6 +26,7 @@ from surgery.passes.weights import bias_name
 from surgery.plan.action import Action, TensorChange
 from surgery.targets.choice import Choice
 from surgery.targets.conditional_grid import timestep_input
+from surgery.targets.context import Context
 from surgery.targets.schedule import Schedule, When
 from surgery.targets.support import choose_support
 from surgery.targets.tied import Tied, tied
@@ -88,19 +89,19 @@ class ClassEmbeddings:
         given = {name: getattr(self.options, name) for name in named}
         return given if self.compacts else given | {"compensate": "none"}
 
-    def choose(self, anatomy: Anatomy, schedule: Schedule | None, progress: Any = None) -> Choice | None:
+    def choose(self, anatomy: Anatomy, context: Context) -> Choice | None:
         """Which coordinates stay and what makes up for the rest; None where each vector has its own."""
         if self.options.scope == "per-vector" or not self.remove:
             return None
         options = self.options if self.compacts else replace(self.options, compensate="none")
-        return choose_support(anatomy, self.group, schedule, options, self.left, progress)
+        return choose_support(anatomy, self.group, context.schedule, options, self.left, context.progress)
 
-    def passes(self, graph_module: GraphModule, choice: Choice | None, schedule: Schedule | None) -> list[Pass]:
+    def passes(self, graph_module: GraphModule, choice: Choice | None, context: Context) -> list[Pass]:
         """The rewrite: a cut where layers shrink, a mask where they cannot; nothing when nothing is removed."""
         if not self.remove:
             return []
         if not self.compacts:
-            return [self._mask(choice, schedule)]
+            return [self._mask(choice, context.schedule)]
         tensors = {name: tensor for name, (tensor, _) in choice.tensors.items()}
         return [
             CutDimension(
@@ -115,10 +116,10 @@ class ClassEmbeddings:
             )
         ]
 
-    def reference(self, graph_module: GraphModule, choice: Choice | None, schedule: Schedule | None) -> list[Pass]:
+    def reference(self, graph_module: GraphModule, choice: Choice | None, context: Context) -> list[Pass]:
         """The slow truth: every tensor at full size with the same values, c masked where it stands."""
         if not self.remove or not self.compacts:
-            return self.passes(graph_module, choice, schedule)
+            return self.passes(graph_module, choice, context)
         linears = {
             name: (_spread(weight, choice.keep, 1, self.group.width), bias)
             for name, (weight, bias) in choice.linears.items()
@@ -127,7 +128,7 @@ class ClassEmbeddings:
             name: _spread(tensor, choice.keep, axis, self.group.width)
             for name, (tensor, axis) in choice.tensors.items()
         }
-        return [SetWeights(self.clause, self.place, linears, tensors), self._mask(choice, schedule)]
+        return [SetWeights(self.clause, self.place, linears, tensors), self._mask(choice, context.schedule)]
 
     def controls(self) -> Iterator[tuple[str, Any]]:
         """The paper's own variant, the criterion reversed, and five random supports, as options of the same clause."""

@@ -26,6 +26,7 @@ from surgery.passes.cut_units import CutUnits, MaskUnits
 from surgery.passes.runner import Pass
 from surgery.plan.action import Action, TensorChange
 from surgery.targets.choice import Candidate, Choice
+from surgery.targets.context import Context
 
 UNITS = {"mlp": "channels", "attention": "heads"}
 CRITERIA = ("auto", "magnitude", "effect")
@@ -73,14 +74,14 @@ class Units:
             settings={name: getattr(self.options, name) for name in named} | {"compensate": "none"},
         )
 
-    def choose(self, anatomy: Anatomy, schedule: Any, progress: Any = None) -> Choice | None:
+    def choose(self, anatomy: Anatomy, context: Context) -> Choice:
         """Which units stay, by their place in the order in which the consumer reads them."""
         order = self._order(anatomy.graph_module)
         keep = order[self.remove :].sort().values
         by = "random" if self.options.side == "random" else self._criterion
         return Choice(keep, Candidate(by, "none", 0.0))
 
-    def passes(self, graph_module: GraphModule, choice: Choice, schedule: Any) -> list[Pass]:
+    def passes(self, graph_module: GraphModule, choice: Choice, context: Context) -> list[Pass]:
         """The cut; nothing when nothing is removed."""
         removed = self._removed(choice)
         if not len(removed):
@@ -91,7 +92,7 @@ class Units:
         changed, _ = edits(coupling, removed)
         return [CutUnits(self.clause, self.place, weights, changed, gathers, name="prune")]
 
-    def reference(self, graph_module: GraphModule, choice: Choice, schedule: Any) -> list[Pass]:
+    def reference(self, graph_module: GraphModule, choice: Choice, context: Context) -> list[Pass]:
         """The same units zeroed where their consumers read them."""
         removed = self._removed(choice)
         weights = self.coupling.weights

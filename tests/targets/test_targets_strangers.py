@@ -15,6 +15,7 @@ from surgery.passes.mask_vector import MaskVector
 from surgery.passes.provenance import provenance
 from surgery.passes.runner import run_passes
 from surgery.session.parity import parity
+from surgery.targets.context import Context
 from surgery.verify.size import flops, parameters
 
 SPEC = "prune tail {share} of class embeddings by greedy compensate=least-squares"
@@ -148,7 +149,7 @@ def test_removing_plainly_is_setting_c_to_zero(name):
     anatomy = strangers.anatomy_of(name)
     made = strangers.rewrite(anatomy, "prune 50% of class embeddings by magnitude compensate=none")
     (work,) = made.works
-    keep = work.choose(anatomy, None).keep
+    keep = work.choose(anatomy, Context()).keep
     vectors = tuple(site.vector.name for site in work.group.sites)
     mask = MaskVector("", "", vectors, work.group.width, work.remove, keep=keep)
     zeroed = run_passes(anatomy.graph_module, [mask])
