@@ -39,32 +39,34 @@ def run_passes(graph_module: GraphModule, passes: Iterable[Pass], *, after: Obse
     A pass that fails keeps its exception's type, with the clause and its place added as a note.
     """
     rewritten = copy_graph_module(graph_module)
+    states = _snapshot(rewritten)
     for step in passes:
         try:
-            _run(rewritten, step)
+            states = _run(rewritten, step, states)
         except Exception as error:
             error.add_note(f"in pass `{step.name}` for `{step.clause}` ({step.place})")
             raise
         if after:
+            rewritten.recompile()
             after(step, rewritten)
+    rewritten.recompile()
     return rewritten
 
 
-def _run(graph_module: GraphModule, step: Pass) -> None:
+def _run(graph_module: GraphModule, step: Pass, before: dict[str, State]) -> dict[str, State]:
+    """Run one pass and mark what it changed; `before` is the state of every node, as is what comes back."""
     _hold(step, "requires", step.requires(graph_module))
-    before = _snapshot(graph_module)
     step.run(graph_module)
     graph_module.graph.lint()
-    changed = [
-        node for node in graph_module.graph.nodes if not _same(before.get(node.name), _state(graph_module, node))
-    ]
+    now = _snapshot(graph_module)
+    changed = [node for node in graph_module.graph.nodes if not _same(before.get(node.name), now[node.name])]
     for node in changed:
         _own(node)
     mark = Provenance(step.clause, step.place, step.name)
     for node in [*changed, *refresh(graph_module, changed)]:
         stamp(node, mark)
-    graph_module.recompile()
     _hold(step, "ensures", step.ensures(graph_module))
+    return now
 
 
 def _own(node: Node) -> None:

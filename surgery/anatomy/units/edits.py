@@ -46,7 +46,18 @@ def edits(coupling: Coupling, removed: Tensor) -> tuple[tuple[Edit, ...], tuple[
 
 def kept(labels: Tensor, removed: Tensor) -> Tensor:
     """Which indices of a labelled axis stay, [n] bool."""
-    return ~torch.isin(labels, removed)
+    return ~gone(labels, removed)
+
+
+def gone(labels: Tensor, removed: Tensor) -> Tensor:
+    """Which labels are among the removed, of the same shape: looked up, as sorting for `isin` is slow."""
+    table = torch.zeros(2 + max(_largest(labels), _largest(removed)), dtype=torch.bool)
+    table[removed] = True
+    return table[labels]  # FREE is -1: the last entry, which nothing removes
+
+
+def _largest(labels: Tensor) -> int:
+    return int(labels.max()) if labels.numel() else -1
 
 
 def _of(node: Node, held: Any, coupling: Coupling, removed: Tensor) -> Iterator[Edit]:
@@ -114,21 +125,27 @@ def _parted(node: Node, held: list[Tensor], removed: Tensor) -> Iterator[Edit]:
 
 def _stays(labels: Tensor, removed: Tensor) -> list[Tensor]:
     """Per axis, which indices stay: an index goes if all it holds goes."""
-    gone = torch.isin(labels, removed)
-    if not gone.numel():
-        return [torch.ones(size, dtype=torch.bool) for size in gone.shape]
-    return [~gone.movedim(axis, 0).reshape(gone.shape[axis], -1).all(1) for axis in range(gone.dim())]
+    return _axes(gone(labels, removed))
+
+
+def _axes(goes: Tensor) -> list[Tensor]:
+    if not goes.numel():
+        return [torch.ones(size, dtype=torch.bool) for size in goes.shape]
+    others = [[other for other in range(goes.dim()) if other != axis] for axis in range(goes.dim())]
+    return [~(goes.all(axes) if axes else goes) for axes in others]
 
 
 def _check_slabs(node: Node, labels: Tensor, removed: Tensor) -> None:
     """What goes has to be whole indices of one axis or another."""
-    gone = torch.isin(labels, removed)
-    left = torch.ones_like(gone)
-    for axis, stay in enumerate(_stays(labels, removed)):
-        shape = [1] * gone.dim()
+    goes = gone(labels, removed)
+    if not goes.any():
+        return
+    left = torch.ones_like(goes)
+    for axis, stay in enumerate(_axes(goes)):
+        shape = [1] * goes.dim()
         shape[axis] = -1
         left &= stay.reshape(shape)
-    if not torch.equal(left, ~gone):
+    if not torch.equal(left, ~goes):
         raise Uneven(f"{describe(node)} spreads a unit over two axes")
 
 
