@@ -80,9 +80,9 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """
     wanted = module.state_dict()
     faults = [
-        *_fault("missing", [name for name in wanted if name not in tensors]),
-        *_fault("unexpected", [name for name in tensors if name not in wanted]),
-        *_fault(
+        *fault("missing", [name for name in wanted if name not in tensors]),
+        *fault("unexpected", [name for name in tensors if name not in wanted]),
+        *fault(
             "of another shape",
             [
                 f"{name} {list(tensors[name].shape)}, the model has {list(value.shape)}"
@@ -125,7 +125,7 @@ def _ailment(name: str, value: Tensor) -> str:
     return f"{name}: {nan:,} NaN and {infinite:,} infinite of {value.numel():,} values"
 
 
-def _fault(kind: str, names: list[str]) -> list[str]:
+def fault(kind: str, names: list[str]) -> list[str]:
     if not names:
         return []
     more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""

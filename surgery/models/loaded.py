@@ -1,6 +1,8 @@
 """A model as every later stage sees it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +17,9 @@ class LoadedModel:
     diffusion       how it is sampled from, for a class-conditional diffusion model
     files           sha256 of every file that was read, by file name; empty without weights
     default_data    the data reference that fits where a spec names none
+    source          of a library's own model: `library`, `config` (its config.json), `architecture` (the class's name),
+                    `task` (as in `Data`), `tokenizer_files` (name: bytes); empty for any other
+    notes           what a plan and a report should say of the opening
     """
 
     reference: str
@@ -23,3 +28,5 @@ class LoadedModel:
     diffusion: Diffusion | None = None
     files: dict[str, str] = field(default_factory=dict)
     default_data: str | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

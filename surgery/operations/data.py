@@ -1,9 +1,11 @@
 """`data digits samples=2000`: what the model is measured on."""
 
+from typing import Any
+
 from surgery.language import Reference
 from surgery.operations.base import operation
 from surgery.operations.fields import setting, subject
-from surgery.operations.kinds import whole
+from surgery.operations.kinds import Share, whole
 
 
 @operation
@@ -22,9 +24,13 @@ class Data:
     seed: int = setting(whole(at_least=0), default=0, doc="of everything drawn at random")
     steps: int | None = setting(whole(at_least=1), default=None, doc="sampling steps of a diffusion model")
     batch: int | None = setting(whole(at_least=1), default=None, doc="samples in one forward pass")
+    length: int | None = setting(whole(at_least=2), default=None, doc="tokens of a row of text")
+    calibration: Share | None = setting(
+        Share, default=None, doc="how many of the samples are kept apart to calibrate on; half where they are text"
+    )
 
     @property
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, Any]:
         """The settings that were given, by name, and the seed."""
-        names = ("samples", "seed", "steps", "batch")
+        names = ("samples", "seed", "steps", "batch", "length", "calibration")
         return {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -4,7 +4,10 @@ import hashlib
 
 from torch.fx import GraphModule
 
-from surgery.anatomy.graphs import attribute
+from surgery.anatomy.graphs import aten, attribute
+
+LAYOUT = (aten.contiguous.default, aten.clone.default)
+"""What only lays memory out: whether a graph needs it depends on the device it was captured on."""
 
 
 def tensors_of(graph_module: GraphModule) -> dict[str, str]:
@@ -17,11 +20,11 @@ def tensors_of(graph_module: GraphModule) -> dict[str, str]:
 def fingerprint(graph_module: GraphModule) -> str:
     """`sha256:…` over the operators in order and the tensors' names, shapes and dtypes.
 
-    Example inputs' batch, the device and node names do not enter.
+    Example inputs' batch, the device, the layout in memory and node names do not enter.
     """
     digest = hashlib.sha256()
     for node in graph_module.graph.nodes:
-        if node.op == "call_function":
+        if node.op == "call_function" and node.target not in LAYOUT:
             digest.update(f"{node.target}\n".encode())
     for name, form in tensors_of(graph_module).items():
         digest.update(f"{name} {form}\n".encode())

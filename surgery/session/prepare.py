@@ -62,7 +62,7 @@ class Prepared:
             actions=actions,
             matches=self.matches,
             size=size_of(graph_module),
-            notes=self.anatomy.notes,
+            notes=(*self.model.notes, *self.anatomy.notes),
         )
 
 

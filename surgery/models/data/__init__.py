@@ -1,4 +1,4 @@
-"""Data to measure on, by reference: `digits`, `noise`, `tensors:"file.safetensors"`. One file per scheme."""
+"""Data to measure on, by reference: `digits`, `noise`, `text:"corpus.txt"`, `tensors:"file.safetensors"`. One file per scheme."""
 
 import importlib
 import pkgutil
@@ -23,16 +23,24 @@ def open_data(reference: str, model: LoadedModel, **settings: Any) -> Data:
     """The data that `reference` names, fit for `model`.
 
     settings: `samples` and `seed` shape data that is drawn or cut; `steps` and `batch` belong to the measurement and
-    are let pass, so that a spec's `data` clause can be handed on as it is.
+    are let pass, so that a spec's `data` clause can be handed on as it is. A kind may take more, its `SETTINGS`.
 
     Errors: S211 unknown kind or setting, S212 data that does not fit the model.
     """
     kind, _, location = reference.partition(":")
     if kind not in schemes():
         raise SurgeryError(f"unknown data `{reference}`", code="S211", help=did_you_mean(kind, schemes()))
-    unknown = sorted(set(settings) - MEASUREMENT)
-    if unknown:
-        help = did_you_mean(unknown[0], sorted(MEASUREMENT))
-        raise SurgeryError(f"data has no setting `{unknown[0]}`", code="S211", help=help)
     module = importlib.import_module(f"surgery.models.data.{kind}")
-    return module.load(location, model, samples=settings.get("samples"), seed=settings.get("seed") or 0)
+    own = getattr(module, "SETTINGS", ())
+    given = {name: value for name, value in settings.items() if value is not None}
+    _refuse_unknown(kind, given, {*MEASUREMENT, *own})
+    more = {name: given[name] for name in own if name in given}
+    return module.load(location, model, samples=given.get("samples"), seed=given.get("seed", 0), **more)
+
+
+def _refuse_unknown(kind: str, settings: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(settings) - known)
+    if not unknown:
+        return
+    help = did_you_mean(unknown[0], sorted(known)) or "it takes " + ", ".join(f"`{name}`" for name in sorted(known))
+    raise SurgeryError(f"`{kind}` data has no setting `{unknown[0]}`", code="S211", help=help)

@@ -22,6 +22,12 @@ class Data:
     sha256   of the bytes the data came from
     clean    [M, C, H, W] samples kept out of training, `labels` [M] int64
     real     [R, C, H, W] samples whose distribution generated ones should have
+    task     "causal-lm", "masked-lm", "seq2seq-lm", "embedding" or "classification": which loss and metrics fit, or
+             None
+    targets  int64, the right class per row [N] or per output position [N, T], -100 where none counts: the next token,
+             the token behind a mask, the label
+    calibration  keyword tensors [K, ..] to calibrate on, none of whose rows is among `inputs`, which are held out and
+             what quality is measured on; `calibration_targets` are theirs. None: nothing to calibrate on
     """
 
     reference: str
@@ -32,3 +38,7 @@ class Data:
     labels: Tensor | None = None
     real: Tensor | None = None
     judge: Judge | None = None
+    task: str | None = None
+    targets: Tensor | None = None
+    calibration: Mapping[str, Tensor] | None = None
+    calibration_targets: Tensor | None = None

@@ -1,0 +1,1 @@
+"""From text to rows of tokens: a model's own tokenizer, packed windows, padded lines, masks."""
