@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.adopt import adopt, is_saved
+from surgery.anatomy.canonical import canonicalize
 from surgery.anatomy.graphs import aten, attribute, placeholders, shape
 from surgery.diagnostics import CaptureError
 
@@ -51,6 +52,7 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
             module.training = mode
     _drop_assertions(graph_module)
     _name_once(graph_module)
+    canonicalize(graph_module)
     graph_module.recompile()
     graph_module.meta["captured"] = True
     return graph_module
@@ -212,10 +214,11 @@ def _model_line(error: BaseException) -> str | None:
     ours = str(Path(__file__).resolve().parents[1])
     theirs = str(Path(torch.__file__).resolve().parent)
     standard = str(Path(inspect.__file__).resolve().parent)
+    files = [(frame, str(Path(frame.filename).resolve())) for frame in traceback.extract_tb(error.__traceback__)]
     frames = [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((ours, theirs, "<")) and str(Path(frame.filename).parent) != standard
+        for frame, file in files
+        if not file.startswith((ours, theirs)) and frame.filename[:1] != "<" and str(Path(file).parent) != standard
     ]
     if not frames:
         return None

@@ -23,8 +23,12 @@ ACTIVATIONS = {
     aten.softplus.default,
     aten.sigmoid.default,
     aten.tanh.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.hardtanh.default,
+    aten.erf.default,
 }
-"""Nonlinearities; a hand-written one (x · sigmoid(x)) is found through the sigmoid in it."""
+"""Nonlinearities; a hand-written one (x · sigmoid(x), x · (1 + erf(x))) is found through what is bent in it."""
 
 
 def is_op(node: Any, *operators: Any) -> bool:
@@ -78,13 +82,21 @@ def weight_of(node: Node) -> Node | None:
 
 
 def is_layer(node: Any) -> bool:
-    """Whether a node is a linear layer with a weight of its own, `aten.linear` or GPT-2's `addmm` over tokens in a row."""
-    return is_op(node, aten.linear) or is_op(node, aten.addmm) and weight_of(node) is not None
+    """Whether a node is a linear layer: `aten.linear`, or `addmm` and `x @ W` with a stored matrix W [K, M]."""
+    if is_op(node, aten.linear):
+        return True
+    weight = weight_of(node) if is_op(node, aten.addmm, aten.matmul, aten.mm) else None
+    return weight is not None and len(shape(weight) or ()) == 2
+
+
+def input_of(layer: Node) -> Node:
+    """What a linear layer multiplies."""
+    return layer.args[1 if is_op(layer, aten.addmm) else 0]
 
 
 def reads(layer: Node, source: Node) -> bool:
     """Whether a node is a linear layer and `source` what it multiplies."""
-    return is_layer(layer) and layer.args[1 if is_op(layer, aten.addmm) else 0] is source
+    return is_layer(layer) and input_of(layer) is source
 
 
 def bias_of(linear: Node) -> Node | None:

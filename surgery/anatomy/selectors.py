@@ -34,6 +34,8 @@ NOUNS: dict[str, Test] = {
     "mlp": _kind("mlp"),
     "mlp channels": _kind("mlp"),
     "channels": _kind("mlp"),
+    "experts": _kind("moe"),
+    "mixtures of experts": _kind("moe"),
     "blocks": _kind("block"),
     "layers": _kind("block"),
     "module": lambda site: True,

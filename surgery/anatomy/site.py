@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 @dataclass(frozen=True)
 class Site:
-    """A place operations can name. `kind` is attention, mlp, embedding, conditioning or block; `path` is the dotted
+    """A place operations can name. `kind` is attention, mlp, moe, embedding, conditioning or block; `path` is the dotted
     path of the module it lives in, "" for the whole model; `layer` counts blocks from 0."""
 
     kind: str
@@ -20,6 +20,11 @@ class Site:
     @property
     def name(self) -> str:
         return self.path or self.kind
+
+    @property
+    def linears(self) -> tuple[Node, ...]:
+        """The linear layers it is made of, where it is made of some."""
+        return ()
 
     def describe(self) -> str:
         """What a person sees in `surgery sites`, without kind and path."""

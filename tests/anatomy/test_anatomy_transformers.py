@@ -42,7 +42,7 @@ TOLD = {
     "GPT2 eager": (2, 2, 8, True, 64, False, ["token", "position"]),
     "Llama": (4, 2, 4, True, 24, True, ["token"]),
     "Llama eager": (4, 2, 4, True, 24, True, ["token"]),
-    "Bert": (4, 4, 4, False, 24, False, ["token", "position", "position"]),
+    "Bert": (4, 4, 4, False, 24, False, ["token", "segment", "position"]),
     "ViT": (4, 4, 4, False, 24, False, ["position"]),
 }
 

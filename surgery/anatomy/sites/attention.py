@@ -11,6 +11,7 @@ from surgery.anatomy.graphs import (
     attribute,
     calls,
     common_path,
+    input_of,
     is_layer,
     is_op,
     owner,
@@ -18,10 +19,12 @@ from surgery.anatomy.graphs import (
     shape,
     tensor_ancestors,
     tensor_inputs,
+    width,
 )
 from surgery.anatomy.site import Site
+from surgery.anatomy.sites.heads import Heads, count_heads, operands_of
 
-PRODUCTS = (aten.matmul, aten.bmm, aten.einsum)
+PRODUCTS = (aten.matmul, aten.bmm, aten.baddbmm, aten.einsum)
 TRIANGLES = (aten.tril, aten.triu)
 COMPARISONS = (aten.le, aten.lt, aten.ge, aten.gt)
 
@@ -37,6 +40,10 @@ class Attention(Site):
     causal: bool = False
     projections: tuple[Node, ...] = field(default=(), repr=False, compare=False)
 
+    @property
+    def linears(self) -> tuple[Node, ...]:
+        return self.projections
+
     def describe(self) -> str:
         grouped = f", {self.kv_heads} KV heads" if self.kv_heads != self.heads else ""
         return f"{self.heads} heads{grouped} × {self.head_dim}{', causal' if self.causal else ''}"
@@ -46,62 +53,41 @@ def find_attention(graph_module: GraphModule) -> Iterator[Attention]:
     for node in calls(graph_module, aten.scaled_dot_product_attention):
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         flagged = bool(node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False))
-        yield _site(graph_module, node, node.args[0], node.args[1], flagged or _is_causal(graph_module, mask))
+        yield _site(node, node, node.args[:3], flagged or _is_causal(graph_module, mask))
     for node in calls(graph_module, aten.softmax, aten._softmax):
         parts = _explicit(node)
         if parts:
             scores, product = parts
+            behind = [source for source in operands_of(product) if node not in tensor_ancestors(source)]
+            if not behind:
+                continue
             mask_chain = _between(node, scores)
             causal = any(_is_causal(graph_module, source) for link in mask_chain for source in link.all_input_nodes)
-            yield _site(graph_module, product, scores.args[0], scores.args[1], causal)
+            yield _site(product, scores, (*operands_of(scores), behind[0]), causal)
 
 
-def _site(graph_module: GraphModule, node: Node, query: Node, key: Node, causal: bool) -> Attention:
-    heads = _heads(query)
-    inputs = [linear for operand in node.all_input_nodes[:3] for linear in _linears_behind(operand)]
+def _site(node: Node, scores: Node, operands: tuple[Node, ...], causal: bool) -> Attention:
+    """`node` makes the heads' outputs; `scores` multiplies queries with keys; `operands` are query, key and value."""
+    inputs = [linear for operand in operands for linear in _linears_behind(operand)]
     output = _linear_ahead(node)
     projections = tuple(dict.fromkeys([*inputs, *([output] if output else [])]))
-    path = common_path([owner(linear) for linear in projections]) if projections else owner(node)
+    found = common_path([owner(linear) for linear in projections]) if projections else ""
+    counted: Heads = count_heads(scores, operands, _joined(output))
     return Attention(
         kind="attention",
-        path=path or owner(node),
+        path=found or owner(node),
         nodes=(node,),
-        heads=heads,
-        kv_heads=_kv_heads(key, heads),
-        head_dim=_head_dim(query),
+        heads=counted.heads,
+        kv_heads=counted.kv_heads,
+        head_dim=counted.head_dim,
         causal=causal,
         projections=projections,
     )
 
 
-def _heads(query: Node) -> int:
-    sizes = shape(query) or ()
-    return sizes[-3] if len(sizes) >= 4 and isinstance(sizes[-3], int) else 1
-
-
-def _head_dim(query: Node) -> int:
-    sizes = shape(query) or (0,)
-    return sizes[-1] if isinstance(sizes[-1], int) else 0
-
-
-def _kv_heads(key: Node, heads: int) -> int:
-    """Heads of the key before it was repeated for its group of queries."""
-    node, best = key, _heads(key)
-    while True:
-        sizes = shape(node) or ()
-        if is_op(node, aten.expand) and len(sizes) == 5 and isinstance(sizes[-4], int):
-            return sizes[-4]
-        if len(sizes) == 4 and isinstance(sizes[1], int) and heads % sizes[1] == 0:
-            best = min(best, sizes[1]) if is_op(node, aten.repeat_interleave) or sizes[-1] == _head_dim(key) else best
-        step = tensor_inputs(node)
-        moves = (aten.view, aten.reshape, aten.expand, aten.unsqueeze, aten.clone, aten.contiguous, aten.slice)
-        if len(step) != 1 or not is_op(
-            node, *moves, aten.transpose, aten.repeat_interleave, aten.index_select, aten.permute
-        ):
-            return best
-        if is_op(node, aten.repeat_interleave):
-            return _heads(step[0])
-        node = step[0]
+def _joined(output: Node | None) -> int | None:
+    """How many values of all heads together the joining layer reads per token."""
+    return None if output is None else width(input_of(output))
 
 
 def _linears_behind(node: Node) -> list[Node]:
@@ -114,20 +100,29 @@ def _linears_behind(node: Node) -> list[Node]:
         seen.add(current)
         if is_layer(current):
             found.append(current)
-        else:
+        elif not _is_joint(current):
             todo.extend(source for source in current.all_input_nodes if source.op == "call_function")
     return sorted(found)  # nodes compare by their place in the graph
 
 
+def _is_joint(node: Node) -> bool:
+    """Whether an einsum multiplies with a stored tensor: a projection, though none of a layer."""
+    return is_op(node, aten.einsum) and any(operand.op == "get_attr" for operand in operands_of(node))
+
+
 def _linear_ahead(node: Node) -> Node | None:
     """The linear that the heads' outputs are joined by."""
-    current = node
-    for _ in range(12):
+    todo, seen = [node], set()
+    while todo and len(seen) < 24:
+        current = todo.pop(0)
+        if current in seen:
+            continue
+        seen.add(current)
         users = [user for user in current.users if shape(user)]
         linear = next((user for user in users if reads(user, current)), None)
-        if linear or not users:
+        if linear:
             return linear
-        current = users[0]
+        todo.extend(user for user in users if not is_op(user, *PRODUCTS, aten.add, aten.add_))
     return None
 
 

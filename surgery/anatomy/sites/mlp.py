@@ -10,6 +10,7 @@ from surgery.anatomy.graphs import (
     aten,
     calls,
     common_path,
+    input_of,
     is_layer,
     is_op,
     owner,
@@ -39,6 +40,7 @@ CARRY = (
     aten.view,
     aten.reshape,
 )
+ACTIVE = (*ACTIVATIONS, aten.glu)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,15 @@ class Mlp(Site):
     up: tuple[Node, ...] = field(default=(), repr=False, compare=False)
     down: Node | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def linears(self) -> tuple[Node, ...]:
+        return (*self.up, self.down)
+
+    @property
+    def changes_width(self) -> bool:
+        """Whether it gives another width than it takes, as no layer of a residual stream does."""
+        return width(input_of(self.up[0])) != width(self.down)
+
     def describe(self) -> str:
         return f"{self.width} channels{', gated' if self.gated else ''}"
 
@@ -57,11 +68,11 @@ class Mlp(Site):
 def find_mlps(graph_module: GraphModule) -> Iterator[Mlp]:
     """Every feed-forward layer whose hidden channels are used by one linear alone."""
     seen: set[Node] = set()
-    for node in calls(graph_module, *ACTIVATIONS):
+    for node in calls(graph_module, *ACTIVE):
         down = _down(node)
         if down is None or down in seen:
             continue
-        channels = down.args[1 if is_op(down, aten.addmm) else 0]
+        channels = input_of(down)
         up = _ups(channels)
         if not up or width(channels) is None:
             continue
@@ -90,7 +101,7 @@ def _down(activation: Node) -> Node | None:
         linear = next((user for user in users if reads(user, current)), None)
         if linear:
             return linear if len(users) == 1 else None
-        if not users or not all(is_op(user, *CARRY, *ACTIVATIONS) for user in users):
+        if not users or not all(is_op(user, *CARRY, *ACTIVE) for user in users):
             return None
         current = users[-1]
     return None
@@ -106,9 +117,8 @@ def _ups(channels: Node) -> tuple[Node, ...]:
         seen.add(current)
         if is_layer(current):
             found.append(current)
-        elif is_op(current, *CARRY, *ACTIVATIONS) or getattr(current.target, "__name__", "") == "getitem":
+        elif is_op(current, *CARRY, *ACTIVE) or getattr(current.target, "__name__", "") == "getitem":
             todo.extend(tensor_inputs(current) or current.all_input_nodes)
         elif current.op != "get_attr":
             return ()
-    order = {node: index for index, node in enumerate(channels.graph.nodes)}
-    return tuple(sorted(found, key=order.__getitem__))
+    return tuple(sorted(found))  # nodes compare by their place in the graph
