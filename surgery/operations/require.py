@@ -12,14 +12,18 @@ METRICS = (
     "denoising loss",
     "accuracy",
     "frechet",
+    "perplexity",
+    "logit kl",
+    "agreement",
+    "embedding cosine",
     "paired error",
     "output error",
+    "output cosine",
     "parameters",
     "size",
     "flops",
     "latency",
     "memory",
-    "perplexity",
 )
 COMPARE = {
     "<=": float.__le__,
@@ -41,7 +45,7 @@ class Require:
     phase = Phase.VERIFY
     metric: str = subject(
         str,
-        doc=", ".join(METRICS) + "; `loss` is the denoising loss where that is measured, else the output error, and "
+        doc=", ".join(METRICS) + "; `loss` is the first there is of a language model's, the denoising loss and the output error, and "
         "`latency` is one eager forward pass at batch 1",
     )
     bound: Comparison = comparison(doc="`1.02x` is relative to the original model; `95%`, `20ms`, `2GB` are absolute")

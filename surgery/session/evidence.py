@@ -14,6 +14,7 @@ from surgery.lowering import quicken
 from surgery.models import LoadedModel
 from surgery.models.checkpoint import require_finite
 from surgery.models.data import Data, open_data
+from surgery.models.digest import digest
 from surgery.passes.graph_copy import copy_graph_module
 from surgery.session.given import given_data
 from surgery.session.prepare import Prepared, pointing_at
@@ -23,7 +24,7 @@ from surgery.targets.context import Context, Progress
 from surgery.verify.measurement import BETTER, Measurement
 from surgery.verify.memory import peak_memory
 from surgery.verify.outputs import tensors_of
-from surgery.verify.quality import STEPS, DiffusionQuality, OutputQuality, quality
+from surgery.verify.quality import STEPS, DiffusionQuality, OutputQuality, TaskQuality, quality
 from surgery.verify.size import size
 from surgery.verify.timing import latency
 
@@ -36,7 +37,7 @@ class Evidence:
     """Opened data and how quality is measured on it. `reference` opens the data again; None where it was handed over."""
 
     data: Data
-    meter: DiffusionQuality | OutputQuality
+    meter: DiffusionQuality | TaskQuality | OutputQuality
     sha256: str
     reference: str | None
     progress: Progress
@@ -44,13 +45,21 @@ class Evidence:
     @property
     def metrics(self) -> tuple[str, ...]:
         """What `measure` and a comparison will give."""
-        if isinstance(self.meter, OutputQuality):
-            return ("output error", "output cosine")
-        judged = ("accuracy", "frechet")[: self.meter.samples] if self.meter.data.judge else ()
-        return ("denoising loss", *judged, "paired error")
+        return self.meter.metrics
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The data for a report and a manifest: where it came from, and the rows of each part by their hash."""
+        data = self.meter.data
+        parts = {"held_out": data.inputs, "calibration": data.calibration}
+        return {"reference": self.reference, "sha256": self.sha256} | {n: _part(p) for n, p in parts.items()}
 
     def measure(self, module: Any, name: str) -> Measurement:
         return self.meter.measure(module, lambda done, total: self.progress(f"measuring {name}", done, total))
+
+
+def _part(inputs: Mapping[str, Tensor] | None) -> dict[str, Any] | None:
+    return None if not inputs else {"rows": len(next(iter(inputs.values()))), "sha256": digest(inputs)}
 
 
 def open_evidence(prepared: Prepared, data: str | Mapping[str, Tensor] | None, progress: Progress) -> Evidence:
@@ -69,6 +78,7 @@ def open_evidence(prepared: Prepared, data: str | Mapping[str, Tensor] | None, p
         samples=settings.get("samples", SAMPLES),
         seed=settings.get("seed", 0),
         steps=settings.get("steps", STEPS),
+        batch=settings.get("batch"),
     )
     return Evidence(opened, meter, opened.sha256, reference if isinstance(reference, str) else None, progress)
 

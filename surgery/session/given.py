@@ -1,15 +1,14 @@
 """Data handed over in Python: the model's own inputs as a mapping of tensors."""
 
-import hashlib
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from surgery.diagnostics import SurgeryError
 from surgery.models import LoadedModel
 from surgery.models.checkpoint import require_finite
 from surgery.models.data import Data
+from surgery.models.digest import digest
 
 
 def given_data(tensors: Mapping[str, Tensor], model: LoadedModel) -> Data:
@@ -28,7 +27,7 @@ def given_data(tensors: Mapping[str, Tensor], model: LoadedModel) -> Data:
     require_finite(tensors, "the data given")
     inputs = {name: value.detach().cpu() for name, value in tensors.items()}
     count = len(next(iter(inputs.values())))
-    return Data("given", f"{count} given inputs", _digest(inputs), inputs)
+    return Data("given", f"{count} given inputs", digest(inputs), inputs)
 
 
 def _faults(tensors: Mapping[str, Tensor], model: LoadedModel) -> list[str]:
@@ -46,11 +45,3 @@ def _faults(tensors: Mapping[str, Tensor], model: LoadedModel) -> list[str]:
         for name, value in tensors.items()
         if value.ndim != wanted[name].ndim
     ]
-
-
-def _digest(inputs: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in inputs.items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -130,7 +130,7 @@ def _measure(
     """Quality before and after; of the controls too where a context to choose them in is given."""
     before = evidence.measure(prepared.model.module, "the original")
     now = evidence.measure(rewritten, "the rewritten model")
-    report["data"] = {"reference": evidence.reference, "sha256": evidence.sha256}
+    report["data"] = evidence.document
     report["quality"] = quality_rows(evidence, before, now)
     report["notes"] += [f"{name} is not measured: {why}" for name, why in now.absent.items()]
     if context:

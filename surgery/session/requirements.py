@@ -1,8 +1,8 @@
 """What the spec demands, held against what was measured.
 
-`loss` is the denoising loss where that is measured, else the output error. `latency` is of one forward pass, eager,
-at batch 1, the median of interleaved runs. `memory` is the peak of a forward pass at batch 32, `size` is bytes of
-parameters and buffers, `flops` are per sample.
+`loss` is the cross-entropy of a language model or classifier, the denoising loss, or the output error: the first of
+these that is measured. `latency` is of one forward pass, eager, at batch 1, the median of interleaved runs. `memory` is
+the peak of a forward pass at batch 32, `size` is bytes of parameters and buffers, `flops` are per sample.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -10,10 +10,10 @@ from typing import Any
 
 from surgery.diagnostics import Diagnostic, SpecError, UnprovenError
 
-LOSSES = ("denoising loss", "output error")
+LOSSES = ("loss", "denoising loss", "output error")
 SIZES = {"parameters": "parameters", "size": "bytes", "flops": "flops"}
 CLOCKED = ("latency", "memory")
-COMPARISONS = ("paired error", "output error")
+COMPARISONS = ("paired error", "output error", "logit kl")
 """What is only a comparison with the original: it is 0 for the original itself."""
 
 

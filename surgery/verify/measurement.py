@@ -7,11 +7,16 @@ from torch import Tensor
 
 BETTER = {
     "denoising loss": "lower",
+    "loss": "lower",
+    "perplexity": "lower",
     "accuracy": "higher",
     "frechet": "lower",
     "paired error": "lower",
     "output error": "lower",
     "output cosine": "higher",
+    "logit kl": "lower",
+    "agreement": "higher",
+    "embedding cosine": "higher",
 }
 
 
@@ -23,11 +28,11 @@ class Measurement:
     absent    names that could not be measured on this data, and why
     samples   [N, C, H, W] float32 generated samples, None where nothing was generated
     labels    [N] int64, what each sample was asked to show
-    outputs   the module's outputs on the data's inputs, float64, where they are what is compared
+    paired    figures that are comparisons with the original, by name
     """
 
     metrics: Mapping[str, float]
     absent: Mapping[str, str] = field(default_factory=dict)
     samples: Tensor | None = None
     labels: Tensor | None = None
-    outputs: tuple[Tensor, ...] = ()
+    paired: Mapping[str, float] = field(default_factory=dict)

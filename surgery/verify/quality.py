@@ -10,21 +10,25 @@ from surgery.models.loaded import LoadedModel
 from surgery.verify.denoising import denoising_loss
 from surgery.verify.frechet import Gaussian, frechet_distance
 from surgery.verify.measurement import BETTER, Measurement
-from surgery.verify.outputs import tensors_of
-from surgery.verify.sampler import BATCH, Progress, balanced_labels, placement, sample
+from surgery.verify.output_quality import OutputQuality
+from surgery.verify.sampler import BATCH, Progress, balanced_labels, sample
+from surgery.verify.task_quality import TASKS, TaskQuality
 
-__all__ = ["BETTER", "DiffusionQuality", "Measurement", "OutputQuality", "quality"]
+__all__ = ["BETTER", "DiffusionQuality", "Measurement", "OutputQuality", "TaskQuality", "quality"]
 
 STEPS = 16
 
 
 def quality(
-    model: LoadedModel, data: Data, *, samples: int, seed: int, steps: int = STEPS
-) -> "DiffusionQuality | OutputQuality":
-    """DiffusionQuality where the model is a diffusion model and the data holds clean samples, else OutputQuality."""
+    model: LoadedModel, data: Data, *, samples: int, seed: int, steps: int = STEPS, batch: int | None = None
+) -> "DiffusionQuality | TaskQuality | OutputQuality":
+    """DiffusionQuality where the model is a diffusion model and the data holds clean samples, TaskQuality where the data
+    has a task, else OutputQuality. `batch` is of the latter two."""
     if model.diffusion is not None and data.clean is not None:
         return DiffusionQuality(model, data, samples=samples, seed=seed, steps=steps)
-    return OutputQuality(model, data)
+    if data.task in TASKS:
+        return TaskQuality(model, data, batch=batch)
+    return OutputQuality(model, data, batch=batch)
 
 
 class DiffusionQuality:
@@ -51,6 +55,12 @@ class DiffusionQuality:
         self.data, self.samples, self.seed, self.steps, self.batch = data, samples, seed, steps, batch
         self.labels = balanced_labels(self.diffusion, samples)
         self._real = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `measure` and `compare` will give."""
+        judged = ("accuracy", "frechet")[: self.samples] if self.data.judge else ()
+        return ("denoising loss", *judged, "paired error")
 
     @property
     def description(self) -> str:
@@ -94,44 +104,3 @@ class DiffusionQuality:
         if len(features) < 2:
             return {"accuracy": accuracy}, {"frechet": "a single sample has no covariance"}
         return {"accuracy": accuracy, "frechet": frechet_distance(Gaussian.of(features), self._real)}, {}
-
-
-class OutputQuality:
-    """For any model: how far the outputs on the data's inputs move. The original measures 0 against itself."""
-
-    def __init__(self, model: LoadedModel, data: Data, *, batch: int = 64):
-        self.reference, self.data, self.batch = model.reference, data, batch
-        named = model.example_inputs if isinstance(model.example_inputs, dict) else {}
-        self.options = {name: value for name, value in named.items() if not isinstance(value, torch.Tensor)}
-
-    @property
-    def description(self) -> str:
-        count = len(next(iter(self.data.inputs.values())))
-        return f"{self.data.reference}: outputs on {count} inputs"
-
-    @torch.no_grad()
-    def measure(self, module: Any, progress: Progress | None = None) -> Measurement:
-        """Run the module over the data's inputs; `progress(done, total)` counts inputs."""
-        device, dtype = placement(module)
-        count = len(next(iter(self.data.inputs.values())))
-        parts = []
-        for first in range(0, count, self.batch):
-            chosen = {name: value[first : first + self.batch] for name, value in self.data.inputs.items()}
-            placed = {
-                name: value.to(device, dtype if value.is_floating_point() else None) for name, value in chosen.items()
-            }
-            outputs = tensors_of(module(**placed, **self.options))
-            parts.append([output.double().cpu() for output in outputs if output.is_floating_point()])
-            if progress is not None:
-                progress(min(first + self.batch, count), count)
-        return Measurement({}, outputs=tuple(torch.cat(column) for column in zip(*parts, strict=True)))
-
-    def compare(self, before: Measurement, after: Measurement) -> dict[str, float]:
-        """`output error` is |a - b| / |b| and `output cosine` <a, b> / (|a| |b|), all outputs taken as one vector b."""
-        b = torch.cat([output.flatten() for output in before.outputs])
-        a = torch.cat([output.flatten() for output in after.outputs])
-        if torch.equal(a, b):
-            return {"output error": 0.0, "output cosine": 1.0}
-        error = (a - b).norm() / b.norm()
-        cosine = (a @ b) / (a.norm() * b.norm())
-        return {"output error": float(error), "output cosine": float(cosine)}
