@@ -50,8 +50,7 @@ class Evidence:
     @property
     def document(self) -> dict[str, Any]:
         """The data for a report and a manifest: where it came from, and the rows of each part by their hash."""
-        data = self.meter.data
-        parts = {"held_out": data.inputs, "calibration": data.calibration}
+        parts = {"held_out": self.data.inputs, "calibration": self.data.calibration}
         return {"reference": self.reference, "sha256": self.sha256} | {n: _part(p) for n, p in parts.items()}
 
     def measure(self, module: Any, name: str) -> Measurement:
