@@ -185,9 +185,9 @@ def _first_line(error: BaseException) -> str:
 
 
 CURES = (
+    ("Could not extract specialized integer", "replace .item() in forward by a tensor operation"),
     ("data-dependent", "take the branch on a tensor's values out of forward, or write it with torch.where"),
     ("Could not guard", "take the branch on a tensor's values out of forward, or write it with torch.where"),
-    ("Could not extract specialized integer", "replace .item() in forward by a tensor operation"),
     ("numpy", "keep numpy, .numpy() and .item() out of forward"),
     (
         "not a known type",

@@ -29,9 +29,16 @@ class SurgeryError(Exception):
         super().__init__(message or self.diagnostics[0].message)
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"error[{d.code}]: {d.message}" + (f" (help: {d.help})" if d.help else "") for d in self.diagnostics
-        )
+        """Every fault with its place, notes and cure, as a traceback in Python shows it."""
+        return "\n".join(map(_told, self.diagnostics))
+
+
+def _told(one: Diagnostic) -> str:
+    lines = [f"error[{one.code}]: {one.message}"]
+    lines += [f"  --> {one.span.place}"] if one.span else []
+    lines += [f"  = note: {note}" for note in one.notes]
+    lines += [f"  = help: {one.help}"] if one.help else []
+    return "\n".join(lines)
 
 
 class SpecError(SurgeryError):

@@ -6,6 +6,7 @@ import strangers
 from surgery.check import check
 from surgery.diagnostics import RefusalError, SpecError
 from surgery.operations import sentence
+from surgery.targets.context import Context
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_random_supports_differ_by_seed():
     anatomy = strangers.anatomy_of("Plain")
     kept = [
         strangers.works_of(anatomy, f"prune random 50% of class embeddings compensate=none seed={seed}")[0]
-        .choose(anatomy, None)
+        .choose(anatomy, Context())
         .keep.tolist()
         for seed in (0, 0, 1)
     ]
