@@ -16,6 +16,7 @@ from surgery.bundle.files import (
 from surgery.bundle.folder import restore
 from surgery.bundle.module import LoadedModule
 from surgery.bundle.parse import read_graph
+from surgery.bundle.settings import read_settings
 from surgery.bundle.weights import read_tensors, tensor_files
 from surgery.diagnostics import BundleError
 
@@ -42,7 +43,9 @@ def _read(folder: Path, device: torch.device, verify: bool) -> LoadedModule:
     if verify:
         verify_files(folder, files)
     parsed = read_graph(read_bytes(folder, GRAPH), device)
-    return LoadedModule(parsed.graph, read_tensors(folder, tensor_files(files), parsed.table, device), device)
+    module = LoadedModule(parsed.graph, read_tensors(folder, tensor_files(files), parsed.table, device), device)
+    module.meta["generation"] = read_settings(folder, files)
+    return module
 
 
 def _device(device: str | torch.device | None) -> torch.device:

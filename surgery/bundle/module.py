@@ -34,6 +34,12 @@ class LoadedModule(GraphModule):
         self.train(training)
         quicken(self)
 
+    def generate(self, input_ids: Tensor, **options: Any) -> Tensor:
+        """Continue prompts [B, S] with this decoder, keys and values kept: see `surgery.generation.generate`."""
+        from surgery.generation import generate
+
+        return generate(self, input_ids, **options)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoadedModule":
         tensors = {name: (kind, copy.deepcopy(_tensor(self, name), memo)) for name, kind in self._tensor_names}
         copied = LoadedModule(copy.deepcopy(self.graph), tensors, self._home, self.training)
@@ -43,6 +49,7 @@ class LoadedModule(GraphModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoadedModule":
         super()._apply(fn, recurse)
+        self.__dict__.pop("_decoder", None)  # it reads the tensors that were there before
         self._move_constants(fn(torch.empty(0, device=self._home)).device)
         return self
 

@@ -28,7 +28,7 @@ passes
 targets
 kernels lowering
 verify
-bundle inspection report
+bundle generation inspection report
 session
 cli
 """
@@ -43,6 +43,7 @@ LAZILY = {
     ("operations", "passes"): "the same",
     ("operations", "analyses"): "the same",
     ("operations", "targets"): "the same",
+    ("bundle", "generation"): "a loaded decoder generates",
     ("models.schemes", "bundle"): "a saved bundle is one of the models that can be opened",
 }
 
