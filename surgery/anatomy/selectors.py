@@ -54,6 +54,9 @@ def resolve(selector: Any, anatomy: Anatomy, model: str = "the model") -> tuple[
     if test is None:
         raise _no_match(selector, noun, anatomy, model)
     found = [site for site in anatomy.sites if test(site) and _fits(selector.glob, site)]
+    if selector.indices and _plural(noun) in ("layers", "blocks"):
+        numbered = _layers(selector, anatomy, selector)
+        found = [site for site in found if site.layer in numbered]
     for part in selector.within:
         found = [site for site in found if _lies_in(part, site, anatomy, selector)]
     for part in selector.but:

@@ -6,7 +6,7 @@ from typing import Any
 from surgery.diagnostics import Diagnostic, Span, SpecError, SurgeryError, did_you_mean, nearest
 from surgery.language import Clause, Quantity, Word
 from surgery.language.selector import CONTINUES
-from surgery.language.tree import PREPOSITIONS, Phrase, Piece
+from surgery.language.tree import PREPOSITIONS, List, Phrase, Piece, Range
 from surgery.operations.describe import brief
 from surgery.operations.fields import Field, fields_of
 from surgery.operations.kinds import SELECTOR, Given
@@ -108,13 +108,47 @@ class Binding:
             if one.syntax.form == "word":
                 self._take(one, left, [piece for piece in left if _is_choice(piece, one)])
             elif one.syntax.form == "share":
-                numbers = [piece for piece in left if isinstance(piece, Quantity)]
+                plain = [piece for piece in left if self._slip(left[0]) or not _is_index(piece, left)]
+                numbers = [piece for piece in plain if isinstance(piece, Quantity)]
                 self._take(one, left, sorted(numbers, key=lambda piece: piece.unit != "%")[:1])
         subject = next((one for one in self.fields if one.syntax.form == "subject"), None)
         if subject and left:
             self._give(subject, tuple(left), _joined(left))
             left = []
-        return left
+        return self._bare(left)
+
+    def _bare(self, left: list[Piece]) -> list[Piece]:
+        """A count and numbers need no preposition: `prune 2 layers`, `prune layers [3, 5]`, all of what is numbered."""
+        share = next((one for one in self.fields if one.syntax.form == "share"), None)
+        target = next((one for one in self.fields if one.syntax.form == "after" and one.syntax.kind is SELECTOR), None)
+        if not (left and share and target):
+            return left
+        numbered = any(_is_index(piece, left) for piece in left)
+        counted = any(getattr(piece, "unit", None) == "" for piece in self._given_to(share))
+        if not (numbered or counted) or self._misspelt(left[0], target):
+            return left
+        if target.name in self.given:
+            own = next(phrase for phrase in self.clause.phrases if phrase.preposition in target.names)
+            self.parts = (own, *self.parts)
+            del self.given[target.name]
+        self._give(target, tuple(left), _joined(left))
+        if numbered and share.name not in self.given:
+            self.given[share.name] = Given((Quantity(100, "%"),), _joined(left))
+        return []
+
+    def _given_to(self, one: Field) -> tuple[Piece, ...]:
+        return self.given[one.name].pieces if one.name in self.given else ()
+
+    def _misspelt(self, piece: Piece, target: Field) -> str | None:
+        """Whether a word is rather a slip of the preposition, or of a keyword where the preposition is there."""
+        if target.name not in self.given:
+            return nearest(str(piece), [target.syntax.preposition])
+        return self._slip(piece)
+
+    def _slip(self, piece: Piece) -> str | None:
+        """The keyword that a word is a slip of; the plural of one is a noun."""
+        choices = [choice for one in self.fields if one.syntax.form == "word" for choice in one.syntax.kind.choices]
+        return None if str(piece).removesuffix("s") in choices else nearest(str(piece), choices)
 
     def _take(self, one: Field, left: list[Piece], found: list[Piece]) -> None:
         for piece in found:
@@ -179,6 +213,13 @@ class Binding:
 
 def _is_choice(piece: Piece, one: Field) -> bool:
     return isinstance(piece, Word) and piece.text in one.syntax.kind.choices
+
+
+def _is_index(piece: Piece, pieces: list[Piece]) -> bool:
+    """Whether a piece numbers the noun before it: `layer 3`, `layers 4..11`, `layers [3, 5]`."""
+    before = pieces[: next(place for place, one in enumerate(pieces) if one is piece)]
+    number = isinstance(piece, List | Range) or isinstance(piece, Quantity) and not piece.unit
+    return number and any(isinstance(one, Word) for one in before)
 
 
 def _placed(fault: Diagnostic, span: Span | None) -> Diagnostic:

@@ -28,7 +28,7 @@ class Prune:
         default="tail",
         doc="which end of the ranking goes: the least used, the most used (a control), or any (a control)",
     )
-    share: Share = share(doc="how much goes: `66%`, or a count of coordinates")
+    share: Share = share(doc="how much goes: `66%`, or a count: `2 layers`; all of what is numbered: `layers [3, 5]`")
     target: Selector = after(
         "of", doc="what is pruned: `class embeddings`, `mlp channels`, `attention heads in layers 2..5`"
     )
@@ -39,9 +39,14 @@ class Prune:
         "effect",
         "activation",
         "magnitude",
+        "similarity",
+        "angular",
+        "frequency",
+        "random",
         default="auto",
         doc="the ranking: magnitude |c| (the paper's), activation |SiLU c|, effect (times the norm of the reading columns), "
-        "greedy (what the kept ones explain least); auto takes the one with the least error on this model",
+        "greedy (what the kept ones explain least); auto takes the one with the least error on this model; of layers, "
+        "similarity of input and output or angular (of the best run of layers); of token embeddings, frequency",
     )
     scope: str = setting(
         "shared",
@@ -96,6 +101,10 @@ class Prune:
             from surgery.targets.units import plan_units
 
             return plan_units(self, anatomy, sites)
+        if kinds == {"block"}:
+            from surgery.targets.layers import plan_layers
+
+            return plan_layers(self, anatomy, sites)
         from surgery.diagnostics import RefusalError
 
         raise RefusalError(

@@ -58,6 +58,21 @@ def set_linear(graph_module: GraphModule, name: str, weight: torch.Tensor, bias:
             linear.args = (*linear.args[:2], graph_module.graph.get_attr(added))
 
 
+def drop_unread(graph_module: GraphModule) -> None:
+    """Delete every parameter and buffer that the graph does not read, and the modules that are empty then."""
+    read = {node.target for node in graph_module.graph.nodes if node.op == "get_attr"}
+    for path, module in list(graph_module.named_modules(remove_duplicate=False)):
+        prefix = f"{path}." if path else ""
+        for shelf in (module._parameters, module._buffers):
+            for name in [name for name in shelf if prefix + name not in read]:
+                del shelf[name]
+    for path, module in reversed(list(graph_module.named_modules(remove_duplicate=False))):
+        if path and not any((module._parameters, module._buffers, module._modules)):
+            parent, leaf = _parent(graph_module, path)
+            if not any(isinstance(value, torch.Tensor) for value in vars(module).values()):
+                del parent._modules[leaf]
+
+
 def users_of(graph_module: GraphModule, tensor: torch.Tensor) -> list[Node]:
     """Every get_attr node that reads this very tensor, under whatever name."""
     return [

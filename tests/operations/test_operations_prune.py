@@ -41,11 +41,33 @@ def test_all_contradictions_are_told_at_once():
     assert len(caught.value.diagnostics) == 4
 
 
-@pytest.mark.parametrize("noun", ["embeddings", "layers"])
-def test_other_targets_are_refused(noun):
+def test_other_targets_are_refused():
     with pytest.raises(RefusalError, match="prune cannot cut") as caught:
-        strangers.works_of(strangers.anatomy_of("Parallel"), f"prune 30% of {noun}")
+        strangers.works_of(strangers.anatomy_of("Parallel"), "prune 30% of embeddings")
     assert caught.value.diagnostics[0].code == "S314"
+
+
+PLAIN = {
+    "prune 2 layers by similarity": "prune 2 of layers by similarity",
+    "prune 2 heads of layer 2": '  prune 2 of "heads of layer 2"',
+    "prune layers [3, 5]": "prune 100% of layers [3, 5]",
+    "prune layer 3": "prune 100% of layer 3",
+    "prune layers 3..5 except layer 4": "prune 100% of layers 3..5 except layer 4",
+    "prune heads [3, 5] of layer 2": 'prune 100% of "heads [3, 5] of layer 2"',
+}
+
+
+@pytest.mark.parametrize(("short", "full"), PLAIN.items(), ids=PLAIN)
+def test_a_count_and_numbers_need_no_preposition(short, full):
+    (one,), (other,) = check(short).operations, check(full).operations
+    assert one == other
+
+
+@pytest.mark.parametrize("text", ["prune tial 3 of x", "prune 3 tial of x"])
+def test_a_slip_is_still_a_slip(text):
+    with pytest.raises(SpecError) as caught:
+        check(text)
+    assert [fault.code for fault in caught.value.diagnostics] == ["S114"]
 
 
 def test_defaults_are_the_quickstarts():

@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
+from torch.fx import Node
+
 from surgery.anatomy.site import Site
 
 WORK = {"attention": "mixes tokens", "mlp": "feeds forward", "moe": "feeds forward"}
@@ -13,6 +15,8 @@ def find_blocks(sites: Iterable[Site]) -> Iterator[Site]:
 
     Of nested containers (`stages.1.blocks.0`, `block.3.layer.1.SelfAttention`) the innermost that both mixes tokens and
     feeds forward is the block, and so are its neighbours that do one of the two. Where there is none, the outermost are.
+    A container that is called again, its weights shared by several layers, is a block per call: `blocks.0`,
+    `blocks.0@1`, …
     """
     sites = [site for site in sites if site.kind in WORK]
     done: dict[str, set[str]] = defaultdict(set)
@@ -21,8 +25,19 @@ def find_blocks(sites: Iterable[Site]) -> Iterator[Site]:
             done[path].add(WORK[site.kind])
     whole = {path for path, work in done.items() if len(work) == 2}
     lists = {_list(path) for path in whole}
-    found = dict.fromkeys(path for site in sites for path in _around(site, whole, lists))
+    around = ((node, path) for site in sites for path in _around(site, whole, lists) for node in site.nodes)
+    found = dict.fromkeys(called(node, path) or path for node, path in sorted(around, key=lambda pair: pair[0]))
     yield from (Site(kind="block", path=path, layer=layer) for layer, path in enumerate(found))
+
+
+def called(node: Node, path: str) -> str | None:
+    """The call of the module at `path` that made the node: `path` of the first, `path@1` of the second; None where
+    none did."""
+    for key, (place, _) in (node.meta.get("nn_module_stack") or {}).items():
+        if place == path:
+            number = key.rpartition("@")[2] if "@" in key else ""
+            return f"{path}@{number}" if number.isdecimal() else path
+    return None
 
 
 def layer_of(path: str, layers: Mapping[str, int]) -> int | None:
