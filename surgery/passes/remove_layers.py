@@ -61,9 +61,11 @@ class MaskLayers:
         return _absent(graph_module, self.layers)
 
     def run(self, graph_module: GraphModule) -> None:
+        chosen: dict[Node, Node] = {}
         for layer in [_found(graph_module, layer) for layer in self.layers]:
             if not layer.adds:
-                self._choose_input(graph_module, layer)
+                entry = chosen.get(layer.entry, layer.entry)
+                chosen[layer.exit] = self._choose_input(graph_module, layer, entry)
             for add, delta in layer.adds:
                 with graph_module.graph.inserting_before(add):
                     nothing = graph_module.graph.call_function(aten.mul.Scalar, (delta, 0.0))
@@ -72,7 +74,7 @@ class MaskLayers:
     def ensures(self, graph_module: GraphModule) -> str | None:
         return None
 
-    def _choose_input(self, graph_module: GraphModule, layer: Layer) -> None:
+    def _choose_input(self, graph_module: GraphModule, layer: Layer, entry: Node) -> Node:
         graph = graph_module.graph
         device = layer.exit.meta["val"].device
         name = add_tensor(graph_module, "surgery_mask", torch.tensor(True, device=device), parameter=False)
@@ -80,9 +82,10 @@ class MaskLayers:
             hold = graph.call_function(aten.alias.default, (layer.exit,))
         layer.exit.replace_all_uses_with(hold, delete_user_cb=lambda user: user not in layer.inside and user is not hold)
         with graph.inserting_before(hold):
-            chosen = graph.call_function(aten.where.self, (graph.get_attr(name), layer.entry, layer.exit))
+            chosen = graph.call_function(aten.where.self, (graph.get_attr(name), entry, layer.exit))
         hold.replace_all_uses_with(chosen)
         graph.erase_node(hold)
+        return chosen
 
 
 def _absent(graph_module: GraphModule, layers: tuple[Layer, ...]) -> str | None:

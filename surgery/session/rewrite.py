@@ -56,6 +56,8 @@ def _run(
         for work, choice in zip(prepared.works, choices, strict=True)
         for step in getattr(work, which)(graph_module, choice, context)
     ]
+    # Every cut was planned on the whole graph: what takes nodes out of it comes last.
+    passes.sort(key=lambda step: getattr(step, "late", False))
     return run_passes(graph_module, passes, after=after)
 
 
