@@ -80,7 +80,8 @@ class MaskLayers:
         name = add_tensor(graph_module, "surgery_mask", torch.tensor(True, device=device), parameter=False)
         with graph.inserting_after(layer.exit):
             hold = graph.call_function(aten.alias.default, (layer.exit,))
-        layer.exit.replace_all_uses_with(hold, delete_user_cb=lambda user: user not in layer.inside and user is not hold)
+        own = layer.inside | {hold}
+        layer.exit.replace_all_uses_with(hold, delete_user_cb=lambda user: user not in own)
         with graph.inserting_before(hold):
             chosen = graph.call_function(aten.where.self, (graph.get_attr(name), entry, layer.exit))
         hold.replace_all_uses_with(chosen)

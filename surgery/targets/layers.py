@@ -135,7 +135,7 @@ class Layers:
         else:
             scores = self._scores(graph_module, by, context)
             rows = zip(self.layers, scores.tolist(), strict=True)
-            told.append(f"{TOLD[by]}: " + ", ".join(f"{score:.4g} of layer {layer.site.layer}" for layer, score in rows))
+            told.append(f"{TOLD[by]}: " + ", ".join(f"{one:.4g} of layer {layer.site.layer}" for layer, one in rows))
             order = torch.argsort(scores, descending=self.options.side == "head", stable=True).tolist()
         left = Counter(stack(block) for block in self.blocks)
         going: list[Layer] = []

@@ -25,17 +25,22 @@ diffusers = pytest.importorskip("diffusers")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 TEXT = SIZES | {"vocab_size": 60, "max_position_embeddings": 32}
-GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 60, "n_positions": 32, "bos_token_id": 1, "eos_token_id": 1}
+ENDS = {"bos_token_id": 1, "eos_token_id": 1}
+GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 60, "n_positions": 32} | ENDS
 SIX = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 60}
 DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 3, "out_channels": 6, "num_layers": 3}
+DIT |= {"sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10}
 IDS = {"input_ids": torch.arange(20).reshape(2, 10)}
 CACHELESS = IDS | {"use_cache": False}
 PIXELS = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
-DENOISING = {"hidden_states": torch.randn(2, 3, 8, 8), "timestep": torch.tensor([9, 2]), "class_labels": torch.tensor([1, 7])}
+DENOISING = {
+    "hidden_states": torch.randn(2, 3, 8, 8),
+    "timestep": torch.tensor([9, 2]),
+    "class_labels": torch.tensor([1, 7]),
+}
 MODELS = {
     "GPT2LMHeadModel": ("GPT2Config", GPT, CACHELESS, "transformer.h"),
     "LlamaForCausalLM": ("LlamaConfig", TEXT | {"num_key_value_heads": 2}, CACHELESS, "model.layers"),
-    "GPTNeoXForCausalLM": ("GPTNeoXConfig", TEXT, CACHELESS, "gpt_neox.layers"),
     "BertForMaskedLM": ("BertConfig", TEXT, IDS, "bert.encoder.layer"),
     "ViTModel": ("ViTConfig", SIZES | {"image_size": 16, "patch_size": 8}, PIXELS, "layers"),
     "T5ForConditionalGeneration": (
@@ -44,8 +49,8 @@ MODELS = {
         CACHELESS | {"decoder_input_ids": torch.arange(12).reshape(2, 6)},
         "encoder.block",
     ),
-    "DiTTransformer2DModel": ("", DIT | {"sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10}, DENOISING, "transformer_blocks"),
-}  # fmt: skip
+    "DiTTransformer2DModel": ("", DIT, DENOISING, "transformer_blocks"),
+}
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dict]:
@@ -88,11 +93,14 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def resized(inputs: dict, batch: int, length: int) -> dict:
-    fed = with_batch(inputs, size=batch)
-    return {k: v[:, :length] if torch.is_tensor(v) and v.dtype == torch.int64 and v.dim() > 1 else v for k, v in fed.items()}
+    def shorter(value):
+        return value[:, :length] if torch.is_tensor(value) and value.dtype == torch.int64 and value.dim() > 1 else value
+
+    return {name: shorter(value) for name, value in with_batch(inputs, size=batch).items()}
 
 
-CASES = [(name, torch.float32) for name in MODELS] + [(name, torch.bfloat16) for name in ("LlamaForCausalLM", "BertForMaskedLM", "T5ForConditionalGeneration", "DiTTransformer2DModel")]  # fmt: skip
+HALF = ("LlamaForCausalLM", "BertForMaskedLM", "T5ForConditionalGeneration", "DiTTransformer2DModel")
+CASES = [*((name, torch.float32) for name in MODELS), *((name, torch.bfloat16) for name in HALF)]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
@@ -233,6 +241,12 @@ def test_head_reverses_and_random_follows_its_seed():
     assert "no data to calibrate on" in work.choose(anatomy, Context()).notes[0]
 
 
+@cache
+def stranger(cls: type[nn.Module]) -> Anatomy:
+    model = strangers.make(cls)
+    return inspect(model, strangers.inputs_of(model))
+
+
 class Skipping(strangers.Token):
     """As in U-ViT: the first block's output comes back in front of the last."""
 
@@ -288,10 +302,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("cls", "spec", "code", "told"), REFUSED, ids=[f"{c.__name__}: {s}" for c, s, _, _ in REFUSED])
 def test_refused_with_both_places(cls, spec, code, told):
-    model = strangers.make(cls)
-    anatomy = inspect(model, strangers.inputs_of(model))
     with pytest.raises(SurgeryError) as caught:
-        cut(anatomy, spec)
+        cut(stranger(cls), spec)
     (fault,) = caught.value.diagnostics
     assert fault.code == code
     for part in told:
@@ -299,10 +311,9 @@ def test_refused_with_both_places(cls, spec, code, told):
 
 
 def test_blocks_whose_additions_stand_outside_of_them():
-    model = strangers.make(Skipping)
-    anatomy = inspect(model, strangers.inputs_of(model))
+    anatomy = stranger(Skipping)
     _, _, compact, masked = cut(anatomy, "prune layer 1")
-    assert all(row["holds"] for row in parity(compact, masked, strangers.inputs_of(model)))
+    assert all(row["holds"] for row in parity(compact, masked, anatomy.inputs))
     assert not [name for name, _ in compact.named_parameters() if name.startswith("blocks.1.")]
 
 
