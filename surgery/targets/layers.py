@@ -235,8 +235,9 @@ def _refuse_empty(
     whole = [path for path in named if named[path] == total[path]] if remove == len(layers) else []
     if remove <= most and not whole:
         return
+    there = f" of `{whole[0]}`" if whole and len(total) > 1 else ""
     raise RefusalError(
-        f"{operation.share} of {len(layers)} layers leaves none{f' of `{whole[0]}`' if whole and len(total) > 1 else ''}",
+        f"{operation.share} of {len(layers)} layers leaves none{there}",
         code="S313",
         span=span,
         help=f"remove at most {most} of them" if most else "a model needs a layer",

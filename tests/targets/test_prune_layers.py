@@ -148,7 +148,7 @@ def test_layers_that_share_their_weights_are_layers_all_the_same():
     torch.manual_seed(0)
     model = transformers.AlbertModel(transformers.AlbertConfig(embedding_size=16, **TEXT)).eval()
     anatomy = inspect(model, IDS)
-    assert [site.layer for site in anatomy.of_kind("attention")] == [0, 1, 2]
+    assert [site.layer for site in anatomy.of_kind("block")] == [0, 1, 2]
     work, _, compact, _ = cut(anatomy, "prune layer 2")
     assert work.action(anatomy.graph_module).parameters == 0
     model.config.num_hidden_layers = model.encoder.config.num_hidden_layers = 2
