@@ -93,7 +93,7 @@ def latency(document: dict) -> dict | None:
     longest = max((max(row["before_ms"], row["after_ms"]) for row in measured), default=1)
     bars = [
         {
-            "name": f"{row['mode']}, batch {row['batch']}",
+            "name": wording.run(row),
             "speed": wording.times(verdict.speed(row)),
             "faster": (verdict.speed(row) or 0) >= verdict.FASTER,
             "sides": [

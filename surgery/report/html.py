@@ -73,7 +73,7 @@ def _tiles(document: dict) -> list[dict]:
     if measured:
         best = max(measured, key=lambda row: verdict.speed(row) or 0)
         own = f"; the cut alone {wording.times(best['cut_ratio'])}" if best.get("cut_ratio") else ""
-        where = f"{best['mode']}, batch {best['batch']}, best of {len(measured)}{own}"
+        where = f"{wording.run(best)}, best of {len(measured)}{own}"
         tiles.append({"value": wording.times(verdict.speed(best)), "name": "speed", "note": where, "level": "none"})
     return tiles
 

@@ -183,7 +183,7 @@ def _latency_row(sheet: Sheet, row: dict) -> list[str | Text]:
     gain = verdict.speed(row)
     style = "green" if gain and gain >= verdict.FASTER else ""
     times = [wording.milliseconds(row["before_ms"]), wording.milliseconds(row["after_ms"])]
-    return [f"{row['mode']}, batch {row['batch']}", *times, sheet.text(wording.times(gain), style)]
+    return [wording.run(row), *times, sheet.text(wording.times(gain), style)]
 
 
 def _checks(sheet: Sheet, document: dict) -> None:
@@ -197,7 +197,8 @@ def _checks(sheet: Sheet, document: dict) -> None:
 
 
 def _where(row: dict) -> str:
-    return ", ".join(filter(None, [row.get("dtype", ""), f"batch {row['batch']}" if "batch" in row else ""]))
+    sizes = [f"{name} {row[name]}" for name in ("batch", "length") if name in row]
+    return ", ".join(filter(None, [row.get("dtype", ""), *sizes]))
 
 
 def _parity_detail(row: dict) -> str:

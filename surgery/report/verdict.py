@@ -57,7 +57,7 @@ def not_faster(document: dict) -> list[str]:
     """A sentence for every mode and batch that gained less than 1.05× or not for sure, with the reason if known."""
     rows = [(row, speed(row)) for row in document.get("latency") or ()]
     return [
-        f"{_pace(gain)}: {row['mode']}, batch {row['batch']} ({wording.times(gain)}): {_reason(document, row, gain)}"
+        f"{_pace(gain)}: {wording.run(row)} ({wording.times(gain)}): {_reason(document, row, gain)}"
         for row, gain in rows
         if gain is not None and (gain < FASTER or row.get("note"))
     ]
@@ -67,7 +67,7 @@ def cut_alone(document: dict) -> list[str]:
     """A sentence for every row that also knows the uncut graph: what of the gain is the cut's own."""
     rows = [row for row in document.get("latency") or () if row.get("cut_ratio") and speed(row)]
     return [
-        f"{row['mode']}, batch {row['batch']}: running as a graph gives "
+        f"{wording.run(row)}: running as a graph gives "
         f"{wording.times(speed(row) / row['cut_ratio'])}, the cut {wording.times(row['cut_ratio'])}"
         for row in rows
     ]
@@ -160,7 +160,7 @@ def _speed_fact(document: dict) -> list[str]:
     if gain < FASTER:
         return ["not faster here"]
     own = f", {wording.times(row['cut_ratio'])} of it the cut" if row.get("cut_ratio") else ""
-    return [f"{wording.times(gain)} faster ({row['mode']}, batch {row['batch']}{own})"]
+    return [f"{wording.times(gain)} faster ({wording.run(row)}{own})"]
 
 
 def _proof_fact(document: dict) -> str:

@@ -56,6 +56,13 @@ def milliseconds(value: float) -> str:
     return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
 
 
+def run(row: dict) -> str:
+    """What a latency row is of: "eager, batch 8", or "eager, batch 8, prefill of 512" for a sequence of a known length."""
+    what = f"{row['phase']} of" if "phase" in row else "length"
+    length = f", {what} {row['length']}" if "length" in row else ""
+    return f"{row['mode']}, batch {row['batch']}{length}"
+
+
 def times(ratio: float | None) -> str:
     """A ratio: 1.004 → "1.00×"."""
     return "–" if ratio is None else f"{ratio:.2f}×" if ratio < 100 else f"{ratio:.0f}×"

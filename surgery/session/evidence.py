@@ -1,4 +1,4 @@
-"""Quality, controls, size, latency and memory of a rewritten model against the original, measured in one run."""
+"""Quality, controls and size of a rewritten model against the original, measured in one run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,27 +9,23 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from surgery.anatomy.capture import Inputs, call, with_batch
+from surgery.anatomy.graphs import placeholders, shape
 from surgery.diagnostics import SurgeryError
-from surgery.lowering import quicken
 from surgery.models import LoadedModel
 from surgery.models.checkpoint import require_finite
 from surgery.models.data import Data, open_data
 from surgery.models.digest import digest
-from surgery.passes.graph_copy import copy_graph_module
 from surgery.session.given import given_data
 from surgery.session.prepare import Prepared, pointing_at
 from surgery.session.requirements import CLOCKED, SIZES
 from surgery.session.rewrite import rewrite
 from surgery.targets.context import Context, Progress
 from surgery.verify.measurement import BETTER, Measurement
-from surgery.verify.memory import peak_memory
 from surgery.verify.outputs import tensors_of
 from surgery.verify.quality import STEPS, DiffusionQuality, OutputQuality, TaskQuality, quality
 from surgery.verify.size import size
-from surgery.verify.timing import latency
 
 SAMPLES = 500
-MEMORY_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +65,7 @@ def open_evidence(prepared: Prepared, data: str | Mapping[str, Tensor] | None, p
     try:
         _refuse_steps(prepared.model, settings.get("steps", 1))
         opened = _opened(reference, prepared)
+        _refuse_fixed(prepared, opened)
     except SurgeryError as error:
         raise pointing_at(error, clause.clause if clause and not data else None) from error
     meter = quality(
@@ -95,6 +92,22 @@ def _refuse_steps(model: LoadedModel, steps: int) -> None:
             code="S212",
             help=f"sample in at most {model.diffusion.length} steps; 25 are the default",
         )
+
+
+def _refuse_fixed(prepared: Prepared, data: Data) -> None:
+    """Rows of a size that the graph was not captured for, where it is captured for one alone."""
+    for node in placeholders(prepared.anatomy.graph_module):
+        given, wanted = data.inputs.get(str(node.target)), shape(node)
+        if given is None or wanted is None:
+            continue
+        pairs = zip(given.shape[1:], wanted[1:], strict=False)
+        if any(isinstance(size, int) and size != there for there, size in pairs):
+            raise SurgeryError(
+                f"`{data.reference}` gives {node.target} as {list(given.shape[1:])} a row, but "
+                f"{prepared.model.reference} could be captured only for {list(wanted[1:])}",
+                code="S212",
+                help=f"write `length={wanted[1]}`, or give example inputs of the size of the data",
+            )
 
 
 def measurable(evidence: Evidence | None, *, timing: bool) -> tuple[str, ...]:
@@ -152,34 +165,6 @@ def size_rows(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[str
     old, new = size(before, single, samples=2), size(after, single, samples=2)
     return {
         name: {"before": getattr(old, name), "after": getattr(new, name)} for name in ("parameters", "bytes", "flops")
-    }
-
-
-def latency_rows(
-    before: nn.Module, after: GraphModule, uncut: GraphModule, inputs: Inputs, progress: Progress, *, compiled: bool
-) -> list[dict[str, Any]]:
-    """Interleaved timings of the original and the rewritten model, eager at batch 1 and 32 and compiled at 32.
-
-    `uncut` is the captured graph: it says how much of a gain is the cut's own.
-    """
-    return latency(
-        before,
-        after,
-        lambda batch: with_batch(inputs, size=batch),
-        uncut=quicken(copy_graph_module(uncut)),
-        compiled=compiled,
-        progress=lambda text: progress(text, 0, 0),
-    )
-
-
-def memory_row(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[str, Any]:
-    """Peak bytes of one forward pass."""
-    wide = with_batch(inputs, size=MEMORY_BATCH)
-    return {
-        "batch": MEMORY_BATCH,
-        "before": peak_memory(before, wide),
-        "after": peak_memory(after, wide),
-        "what": "peak of live tensors in a forward pass, parameters included",
     }
 
 

@@ -10,13 +10,12 @@ from torch.fx import GraphModule
 
 from surgery.anatomy.capture import Inputs
 from surgery.passes.runner import Observer
+from surgery.session.clocked import latency_rows, memory_row, timed_inputs
 from surgery.session.document import manifest, new_report
 from surgery.session.evidence import (
     Evidence,
     control_rows,
-    latency_rows,
     measurable,
-    memory_row,
     open_evidence,
     quality_rows,
     refuse_unsound,
@@ -109,15 +108,15 @@ def operate(
     choices = choose(prepared, context)
     rewritten = rewrite(prepared, choices, context, after=after)
     report = new_report(prepared, choices)
-    report["size"] = size_rows(original, rewritten, inputs)
+    sized = timed_inputs(prepared.model, evidence.data if evidence else None)
+    report["size"] = size_rows(original, rewritten, sized)
     if evidence:
         report["parity"] = parity(rewritten, reference(prepared, choices, context), inputs)
         _measure(report, prepared, evidence, rewritten, context if controls else None)
     if timing:
-        report["latency"] = latency_rows(
-            original, rewritten, prepared.anatomy.graph_module, inputs, progress, compiled=compiled
-        )
-        report["memory"] = memory_row(original, rewritten, inputs)
+        uncut, task = prepared.anatomy.graph_module, evidence.data.task
+        report["latency"] = latency_rows(original, rewritten, uncut, sized, progress, compiled=compiled, task=task)
+        report["memory"] = memory_row(original, rewritten, sized)
     report["findings"] = _findings(prepared, choices) + report["findings"]
     report["requirements"] = judge(requires, report)
     refuse_broken(report, requires)

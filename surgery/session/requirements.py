@@ -68,7 +68,10 @@ def measured(metric: str, document: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _eager(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
-    row = next(row for row in rows if row["mode"] == "eager" and row["batch"] == 1)
+    """Of one forward pass: for a model that writes, its prefill."""
+    row = next(
+        row for row in rows if row["mode"] == "eager" and row["batch"] == 1 and row.get("phase", "prefill") == "prefill"
+    )
     return row["before_ms"] / 1e3, row["after_ms"] / 1e3
 
 

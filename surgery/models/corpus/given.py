@@ -1,7 +1,8 @@
 """Text rows as a model's inputs and targets, held-out ones and ones to calibrate on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from surgery.diagnostics import SurgeryError
 from surgery.models.corpus.mask import UNSCORED, masked
-from surgery.models.corpus.rows import Row, drawn, lines, padded, windows
+from surgery.models.corpus.part import apart, drawn
+from surgery.models.corpus.rows import Row, lines, padded, windows
 from surgery.models.corpus.tokenizer import tokenizer_of
 from surgery.models.loaded import LoadedModel
 from surgery.operations.kinds import Share
@@ -31,16 +33,18 @@ class TextRows:
 
 
 def text_rows(
-    texts: Callable[[], Sequence[str]],
+    texts: Sequence[str],
     model: LoadedModel,
-    where: str,
+    path: Path,
     *,
+    records: bool,
     samples: int | None,
     seed: int,
     length: int | None,
     calibration: Share | int | None,
 ) -> TextRows:
-    """Rows of the model's kind: windows of `length` tokens for a model that writes, else a padded row per text.
+    """Rows of the model's kind: windows of `length` tokens for a model that writes, else a padded row per text. Texts are
+    parts of one stream, or `records` of their own, each of which ends.
 
     `samples` distinct rows are drawn with the seed (256, or as many as there are, where it is None) and parted:
     `calibration` of them, half by default, to calibrate on, the others held out.
@@ -50,17 +54,20 @@ def text_rows(
     tokenizer, task = tokenizer_of(model), model.source.get("task")
     length = _length(model, length)
     read = windows if task in STREAMED else lines
-    rows = read(tokenizer, texts(), length, samples or ROWS)
+    if records and task in STREAMED:
+        texts = [text + (tokenizer.eos_token or "\n\n") for text in texts]
+    rows = read(tokenizer, texts, length, samples or ROWS)
     wanted = samples or min(ROWS, len(rows))
     if len(rows) < wanted or wanted < 2:
-        raise _too_short(where, len(rows), wanted, length, task)
+        raise _too_short(path, len(rows), wanted, length, task)
     chosen = [rows[index] for index in drawn(len(rows), wanted, seed)]
-    apart = _apart(calibration, wanted)
+    count = apart(calibration, wanted)
     make = _Maker(model, tokenizer, task, seed)
-    held_out, targets = make(chosen[apart:])
-    calibrating, theirs = make(chosen[:apart]) if apart else (None, None)
+    held_out, targets = make(chosen[count:])
+    calibrating, theirs = make(chosen[:count]) if count else (None, None)
     kind = f"windows of {length} tokens" if task in STREAMED else f"rows of up to {length} tokens"
-    return TextRows(held_out, targets, calibrating, theirs, f"{wanted - apart} {kind}, {apart} more to calibrate on")
+    told = f"{wanted - count} {kind} of {path.name}, {count} more to calibrate on"
+    return TextRows(held_out, targets, calibrating, theirs, told)
 
 
 @dataclass(frozen=True)
@@ -125,24 +132,11 @@ def _length(model: LoadedModel, asked: int | None) -> int:
     return asked or min(LENGTH, most or LENGTH)
 
 
-def _apart(calibration: Share | int | None, rows: int) -> int:
-    """How many rows calibrate. Errors: S212 where none is left to measure on."""
-    share = Share(count=calibration) if isinstance(calibration, int) else calibration
-    apart = rows // 2 if share is None else share.of(rows)
-    if apart >= rows:
-        raise SurgeryError(
-            f"calibration={share} of {rows} rows leaves none to measure on",
-            code="S212",
-            help=f"write less than {rows}, or more `samples`",
-        )
-    return apart
-
-
-def _too_short(where: str, there: int, wanted: int, length: int, task: str | None) -> SurgeryError:
+def _too_short(path: Path, there: int, wanted: int, length: int, task: str | None) -> SurgeryError:
     rows = f"windows of {length} tokens" if task in STREAMED else "lines"
     fewer = f"write `samples={there}`" + (f" or less, or a shorter `length` than {length}" * (task in STREAMED))
     return SurgeryError(
-        f"{where} gives {there} different {rows}, not {max(wanted, 2)}",
+        f"`{path}` gives {there} different {rows}, not {max(wanted, 2)}",
         code="S212",
         notes=("a row that is there twice counts once: it could not be both calibrated on and held out",),
         help=f"{fewer}; or give more text" if there > 1 else "give more text",

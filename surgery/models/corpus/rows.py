@@ -40,11 +40,6 @@ def lines(tokenizer: Any, texts: Iterable[str], length: int, wanted: int) -> lis
     return [row for row in rows if row]
 
 
-def drawn(count: int, wanted: int, seed: int) -> list[int]:
-    """Which of `count` rows are taken, in an order that depends on the seed alone."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].tolist()
-
-
 def padded(rows: Sequence[Row], fill: int) -> tuple[Tensor, Tensor]:
     """Rows as [N, T] with `fill` at the right, and their mask [N, T], 1 where a token is real."""
     width = max(map(len, rows))

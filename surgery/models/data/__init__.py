@@ -1,4 +1,4 @@
-"""Data to measure on, by reference: `digits`, `noise`, `text:"corpus.txt"`, `tensors:"file.safetensors"`. One file per scheme."""
+"""Data to measure on, by reference: `text:`, `jsonl:`, `images:` and `tensors:` a path; `digits`; `noise`. A file each."""
 
 import importlib
 import pkgutil

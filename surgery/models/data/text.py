@@ -1,5 +1,6 @@
 """`text:"corpus.txt"`: text in a file, read with the model's own tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from surgery.models.checkpoint import fingerprint
 from surgery.models.corpus.given import text_rows
 from surgery.models.data.value import Data
 from surgery.models.loaded import LoadedModel
+from surgery.operations.kinds import Share
 
 SETTINGS = ("length", "calibration")
 
@@ -18,18 +20,29 @@ def load(location: str, model: LoadedModel, *, samples: int | None, seed: int, *
     Errors: S201 missing, S212 not UTF-8, too short, or a model that takes no text.
     """
     path = Path(location.strip("\"'")).expanduser()
+    texts = read_text(path).splitlines(keepends=True)
+    return opened(f"text:{location}", path, texts, model, records=False, samples=samples, seed=seed, **settings)
+
+
+def opened(
+    reference: str,
+    path: Path,
+    texts: Sequence[str],
+    model: LoadedModel,
+    *,
+    records: bool,
+    samples: int | None,
+    seed: int,
+    length: int | None = None,
+    calibration: Share | int | None = None,
+) -> Data:
+    """Texts of a file as data; see `text_rows`."""
     found = text_rows(
-        lambda: read_text(path).splitlines(keepends=True),
-        model,
-        f"`{path}`",
-        samples=samples,
-        seed=seed,
-        length=settings.get("length"),
-        calibration=settings.get("calibration"),
+        texts, model, path, records=records, samples=samples, seed=seed, length=length, calibration=calibration
     )
     return Data(
-        reference=f"text:{location}",
-        description=f"{found.described} of {path.name}",
+        reference=reference,
+        description=found.described,
         sha256=fingerprint(path),
         inputs=found.held_out,
         task=model.source.get("task"),

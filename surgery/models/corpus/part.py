@@ -1,0 +1,24 @@
+"""Which rows are taken, and which of them are kept apart to calibrate on."""
+
+import torch
+
+from surgery.diagnostics import SurgeryError
+from surgery.operations.kinds import Share
+
+
+def drawn(count: int, wanted: int, seed: int) -> list[int]:
+    """`wanted` of `count` rows, in an order that depends on the seed alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].tolist()
+
+
+def apart(calibration: Share | int | None, rows: int) -> int:
+    """How many of `rows` calibrate, half of them by default. Errors: S212 where none is left to measure on."""
+    share = Share(count=calibration) if isinstance(calibration, int) else calibration
+    count = rows // 2 if share is None else share.of(rows)
+    if count >= rows:
+        raise SurgeryError(
+            f"calibration={share} of {rows} rows leaves none to measure on",
+            code="S212",
+            help=f"write less than {rows}, or more `samples`",
+        )
+    return count
