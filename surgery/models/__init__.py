@@ -1,4 +1,4 @@
-"""Models by reference: `zoo:NAME`, `diffusers:PATH`, a saved bundle, `module.path:factory`."""
+"""Models by reference: `zoo:NAME`, `hf:PATH`, `diffusers:PATH`, a saved bundle, `module.path:factory`."""
 
 from surgery.models.diffusion import Diffusion
 from surgery.models.loaded import LoadedModel

@@ -24,8 +24,9 @@ def schemes() -> tuple[str, ...]:
 def open_model(reference: str, *, weights: bool = True, allow_import: bool = False) -> LoadedModel:
     """The model that `reference` names.
 
-    `zoo:NAME` ships with the package, `diffusers:PATH` is a folder that diffusers saved, a plain path is a bundle, and
-    `module.path:factory` calls a Python function (only with `allow_import`: a spec from a stranger must not run code).
+    `zoo:NAME` ships with the package, `hf:PATH` is a folder that transformers saved, `hf:ORG/NAME` one of the hub,
+    `diffusers:PATH` a folder that diffusers saved, a plain path is a bundle, and `module.path:factory` calls a Python
+    function (only with `allow_import`: a spec from a stranger must not run code).
     Without `weights` the module and its example inputs are on the meta device.
 
     Errors: SurgeryError S2xx.

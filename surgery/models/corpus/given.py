@@ -61,6 +61,7 @@ def text_rows(
     if len(rows) < wanted or wanted < 2:
         raise _too_short(path, len(rows), wanted, length, task)
     chosen = [rows[index] for index in drawn(len(rows), wanted, seed)]
+    _refuse_other_vocabulary(model, max(map(max, chosen)))
     count = apart(calibration, wanted)
     make = _Maker(model, tokenizer, task, seed)
     held_out, targets = make(chosen[count:])
@@ -130,6 +131,16 @@ def _length(model: LoadedModel, asked: int | None) -> int:
             f"length={asked}: {model.reference} has {most} positions", code="S212", help=f"write `length={most}` or less"
         )
     return asked or min(LENGTH, most or LENGTH)
+
+
+def _refuse_other_vocabulary(model: LoadedModel, largest: int) -> None:
+    known = model.source["config"].get("vocab_size")
+    if isinstance(known, int) and largest >= known:
+        raise SurgeryError(
+            f"the tokenizer of {model.reference} gives token {largest}, but the model knows {known} tokens",
+            code="S212",
+            help="it is another model's tokenizer: save the right one beside the weights",
+        )
 
 
 def _too_short(path: Path, there: int, wanted: int, length: int, task: str | None) -> SurgeryError:

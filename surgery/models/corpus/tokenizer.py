@@ -1,5 +1,6 @@
 """A model's own tokenizer, made of the files it came with."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from surgery.diagnostics import SurgeryError
 from surgery.models.huggingface.folder import not_installed
 from surgery.models.loaded import LoadedModel
 
-CONFIGS = ("preprocessor_config.json", "generation_config.json")
-"""Files beside a model that are no tokenizer's."""
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", ".model")
+"""How the names of files end that hold a vocabulary: without one a tokenizer knows no word."""
 
 
 def tokenizer_of(model: LoadedModel) -> Any:
@@ -18,7 +19,7 @@ def tokenizer_of(model: LoadedModel) -> Any:
     Errors: S212 where it has none or they cannot be read, S206 where transformers is not installed.
     """
     files = model.source.get("tokenizer_files") or {}
-    if not set(files) - set(CONFIGS):
+    if not any(name.endswith(VOCABULARIES) for name in files):
         raise SurgeryError(
             f"{model.reference} has no tokenizer to read text with",
             code="S212",
@@ -39,8 +40,6 @@ def tokenizer_of(model: LoadedModel) -> Any:
 
 
 def _write(folder: Path, files: Any, config: Any) -> None:
-    import json
-
     for name, content in files.items():
         (folder / Path(name).name).write_bytes(content)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -52,8 +52,10 @@ def example_inputs(module: torch.fx.GraphModule, batch: int = 2) -> dict[str, Te
 def _cure(folder: Path) -> str:
     if folder.is_file():
         return "give the folder, not a file in it"
-    if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
+    if (folder / "model_index.json").is_file() or (folder / "diffusion_pytorch_model.safetensors").is_file():
         return f"if diffusers saved it, write `diffusers:{folder}`"
+    if (folder / "config.json").is_file():
+        return f"if transformers saved it, write `hf:{folder}`, if diffusers did, `diffusers:{folder}`"
     return "a bundle is what `surgery apply SPEC --out FOLDER` writes"
 
 

@@ -22,6 +22,7 @@ def load(location: str, *, weights: bool = True) -> LoadedModel:
     config = read_as_config(document, folder)
     made, task = class_of(config, document.get("architectures"), folder)
     dtype = dtype_of(document, folder)
+    inputs = example_inputs(made, config, dtype, folder)
     config.use_cache = False
     notes, files = (), {}
     if weights:
@@ -37,5 +38,4 @@ def load(location: str, *, weights: bool = True) -> LoadedModel:
         "task": task,
         "tokenizer_files": files_beside(folder),
     }
-    inputs = example_inputs(made, config, dtype, folder)
     return LoadedModel(f"hf:{location}", module, inputs, files=files, source=source, notes=notes)
