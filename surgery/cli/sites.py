@@ -8,7 +8,9 @@ EXAMPLE = "surgery sites zoo:digits-dit"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="zoo:NAME, hf:PATH, diffusers:PATH, a bundle's folder or module:factory")
+    parser.add_argument(
+        "model", metavar="MODEL", help="zoo:NAME, hf:PATH, diffusers:PATH, a bundle's folder or module:factory"
+    )
     parser.add_argument("--kind", metavar="KIND", help="only attention, mlp, embedding, conditioning or block")
     parser.add_argument("--full", action="store_true", help="every layer, instead of `layers 0..7 alike`")
 

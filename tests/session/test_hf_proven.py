@@ -1,0 +1,92 @@
+"""From a folder that transformers saved to a proven bundle: sites, plan, apply, every kind of model."""
+
+import json
+from io import StringIO
+
+import pytest
+import saved
+
+from surgery.cli import main
+from surgery.diagnostics import UnprovenError
+from surgery.session import apply
+
+pytest.importorskip("transformers")
+METRICS = {
+    "causal-lm": {"loss", "perplexity", "logit kl", "agreement"},
+    "embedding": {"embedding cosine"},
+    "seq2seq-lm": {"loss", "perplexity", "logit kl", "agreement"},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hf")
+    saved.corpus(root / "corpus.txt")
+    return root
+
+
+def spec(root, kind, *clauses, data='text:"{}/corpus.txt" length=16 samples=24'):
+    folder = saved.save(kind, root / kind)
+    text = [f"model hf:{folder}", f"data {data.format(root)}", "prune 25% of mlp channels by magnitude", *clauses]
+    path = root / f"{kind}.surgery"
+    path.write_text("\n".join(text) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
+def test_a_cut_is_proven_at_two_batch_sizes_and_two_lengths(kind, root):
+    result = apply(spec(root, kind), timing=False, controls=False)
+    rows = {(row["batch"], row["length"]) for row in result.report["parity"]}
+    assert rows == {(2, 12), (5, 12), (2, 8)} and all(row["holds"] for row in result.report["parity"])
+    assert {row["metric"] for row in result.report["quality"]} == METRICS[saved.KINDS[kind][3]]
+    size = result.report["size"]
+    assert size["parameters"]["after"] < size["parameters"]["before"]
+    found = result.manifest["data"]
+    assert found["held_out"]["rows"] == found["calibration"]["rows"] == 12
+    assert len({found["sha256"], found["held_out"]["sha256"], found["calibration"]["sha256"]}) == 3
+
+
+def test_latency_is_of_a_prefill_as_long_as_the_data(root):
+    path = spec(root, "gpt2", "require latency <= 100x", "require perplexity <= 100x; require logit kl <= 10")
+    report = apply(path, compiled=False, controls=False).report
+    assert [(row["mode"], row["batch"], row["phase"], row["length"]) for row in report["latency"]] == [
+        ("eager", batch, "prefill", 16) for batch in (1, 8, 32)
+    ]
+    assert report["memory"]["batch"] == 32 and len(report["requirements"]) == 3
+    with pytest.raises(UnprovenError) as caught:
+        apply(spec(root, "gpt2", "require perplexity <= 0.01x"), timing=False, controls=False)
+    assert [one.code for one in caught.value.diagnostics] == ["S602"]
+
+
+def test_a_batch_too_large_for_its_outputs_is_skipped_and_told(root, monkeypatch):
+    from rich.console import Console
+
+    from surgery.report.terminal import render
+    from surgery.session import clocked
+
+    monkeypatch.setattr(clocked, "LARGEST", 10 * 16 * 72 * 4)
+    report = apply(spec(root, "gpt2"), compiled=False, controls=False).report
+    assert [row.get("skipped") is None for row in report["latency"]] == [True, True, False]
+    assert report["memory"]["batch"] == 8
+    render(report, Console(width=120, file=(told := StringIO())))
+    assert "eager, batch 8, prefill of 16" in told.getvalue()
+    assert "skipped, the outputs of batch 32 take more than" in told.getvalue()
+
+
+def test_sites_plan_and_a_plan_applied(root, capsys, tmp_path, monkeypatch):
+    path = spec(root, "vit", data="noise samples=8")
+    assert main(["sites", f"hf:{root}/vit", "--json"]) == 0
+    kinds = {site["kind"] for site in json.loads(capsys.readouterr().out)["sites"]}
+    assert {"attention", "mlp", "block"} <= kinds
+    assert main(["plan", str(path), "-o", str(tmp_path / "plan.json"), "--quiet"]) == 0
+    out = tmp_path / "out"
+    assert main(["apply", str(tmp_path / "plan.json"), "--out", str(out), "--no-timing", "--no-controls"]) == 0
+    manifest = json.loads((out / "surgery.json").read_text())
+    assert set(manifest["model"]["files"]) == {"config.json", "model.safetensors"}
+
+
+def test_a_length_beyond_the_model_points_at_the_clause(root, capsys):
+    path = spec(root, "gpt2", data='text:"{}/corpus.txt" length=64')
+    assert main(["apply", str(path), "--no-timing"]) == 1
+    told = capsys.readouterr().err
+    assert "S212" in told and "gpt2.surgery:2" in told and "write `length=32` or less" in told
