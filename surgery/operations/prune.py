@@ -39,13 +39,15 @@ class Prune:
         "effect",
         "activation",
         "magnitude",
+        "taylor",
         "similarity",
         "angular",
         "frequency",
         "random",
         default="auto",
-        doc="the ranking: magnitude |c| (the paper's), activation |SiLU c|, effect (times the norm of the reading columns), "
-        "greedy (what the kept ones explain least); auto takes the one with the least error on this model; of layers, "
+        doc="the ranking: magnitude |c| (the paper's), activation |SiLU c|, effect (times the norm of the reading "
+        "columns), greedy (what the kept ones explain least); of heads and channels also taylor (the loss's slope), and "
+        "all but magnitude on calibration data; auto takes the one with the least error on this model; of layers, "
         "similarity of input and output or angular (of the best run of layers); of token embeddings, frequency",
     )
     scope: str = setting(
@@ -67,8 +69,9 @@ class Prune:
         "refit",
         "match",
         default="auto",
-        doc="fold what goes into what stays: in closed form over the timestep × class grid, or by refitting c itself, "
-        "or by matching the network's outputs after that; auto refits where that takes seconds, else folds",
+        doc="fold what goes into what stays: in closed form over the timestep × class grid or calibration data, or by "
+        "refitting c itself, or by matching the network's outputs after that; auto refits where that takes seconds, else "
+        "folds; heads and channels are folded where there is calibration data",
     )
     multiple: int = setting(whole(at_least=1), default=1, doc="what is kept is rounded up to a multiple of this")
     seed: int = setting(whole(at_least=0), default=0, doc="of `random`")
@@ -98,7 +101,7 @@ class Prune:
 
             return plan_class_embeddings(self, anatomy, sites)
         if kinds in ({"mlp"}, {"attention"}):
-            from surgery.targets.units import plan_units
+            from surgery.targets.unit_plan import plan_units
 
             return plan_units(self, anatomy, sites)
         if kinds == {"block"}:

@@ -26,6 +26,7 @@ from surgery.verify.quality import STEPS, DiffusionQuality, OutputQuality, TaskQ
 from surgery.verify.size import size
 
 SAMPLES = 500
+UNCOMPENSATED = {"compensate": "none"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,9 @@ def open_evidence(prepared: Prepared, data: str | Mapping[str, Tensor] | None, p
     return Evidence(opened, meter, opened.sha256, reference if isinstance(reference, str) else None, progress)
 
 
-def _opened(reference: str | Mapping[str, Tensor], prepared: Prepared) -> Data:
+def _opened(reference: str | Data | Mapping[str, Tensor], prepared: Prepared) -> Data:
+    if isinstance(reference, Data):
+        return reference
     if isinstance(reference, str):
         return open_data(reference, prepared.model, **prepared.settings)
     return given_data(reference, prepared.model)
@@ -146,6 +149,8 @@ def control_rows(
     """Every control of every cut, measured like the model itself: all cuts of a clause are changed alike."""
     rows = []
     for name, changes in prepared.works[0].controls() if prepared.works else ():
+        if changes == UNCOMPENSATED and not (context.calibration or prepared.schedule):
+            continue  # nothing was compensated: it is this very cut
         measured = evidence.measure(_variant(prepared, changes, context), f"control: {name}")
         metrics = dict(measured.metrics) | evidence.meter.compare(before, measured)
         rows.append({"name": name, "metrics": metrics})

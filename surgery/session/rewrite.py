@@ -11,8 +11,9 @@ from surgery.models.data import Data
 from surgery.passes.runner import Observer, run_passes
 from surgery.session.matching import asks_match, matched
 from surgery.session.prepare import Prepared
+from surgery.targets.calibration import BATCH, Calibration, any_length
 from surgery.targets.choice import Choice
-from surgery.targets.context import Calibration, Context, Progress, silent
+from surgery.targets.context import Context, Progress, silent
 
 Choices = tuple[Choice | None, ...]
 
@@ -24,7 +25,11 @@ def context_of(prepared: Prepared, data: Data | None = None, progress: Progress 
 
 def choose(prepared: Prepared, context: Context) -> Choices:
     """What each cut keeps, and the weights that make up for the rest; None where nothing is to be chosen."""
-    choices = tuple(work.choose(prepared.anatomy, context) for work in prepared.works)
+    context = context.begun(prepared.anatomy.graph_module)
+    choices: list[Choice | None] = [None] * len(prepared.works)
+    for index in _in_order(prepared):
+        choices[index] = prepared.works[index].choose(prepared.anatomy, context)
+    choices = tuple(choices)
     if not asks_match(prepared):
         return choices
     return matched(prepared, choices, rewrite(prepared, choices, context), context.progress)
@@ -61,11 +66,26 @@ def _run(
     return run_passes(graph_module, passes, after=after)
 
 
+def _in_order(prepared: Prepared) -> list[int]:
+    """Cuts that say what reads them in the graph's order, so that each sees what those before it left; the others first."""
+    place = {node: index for index, node in enumerate(prepared.anatomy.graph_module.graph.nodes)}
+    first = [place.get(getattr(work, "reader", None), -1) for work in prepared.works]
+    return sorted(range(len(first)), key=first.__getitem__)
+
+
 def _calibration(prepared: Prepared, data: Data | None) -> Calibration | None:
-    inputs = getattr(data, "calibration", None)
+    inputs = data.calibration if data else None
     if not inputs:
         return None
     named = prepared.model.example_inputs
     options: Mapping[str, Any] = named if isinstance(named, Mapping) else {}
     plain = {name: None if isinstance(value, Tensor) else value for name, value in options.items()}
-    return Calibration(inputs, plain, getattr(data, "task", None), getattr(data, "calibration_targets", None))
+    rows = len(next(iter(inputs.values())))
+    return Calibration(
+        inputs,
+        plain,
+        data.task,
+        data.calibration_targets,
+        free=any_length(prepared.anatomy.graph_module),
+        batch=max(1, min(BATCH, rows // 8)),
+    )

@@ -8,7 +8,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to do it and its error: the share of the consumers' variance over the grid left unexplained."""
+    """One way to do it and its error: the share of the consumers' variance left unexplained, over the grid of timesteps
+    and classes or over calibration rows held out; 0 where weights alone decided."""
 
     by: str
     compensate: str
@@ -21,12 +22,12 @@ class Candidate:
 @dataclass(frozen=True, eq=False)
 class Choice:
     """`keep` [n] coordinates, ascending; new weights of consumers by weight name, (W' [M, n], b' [M] or None); new
-    producers' tensors by name, at their compact size, with the axis that was cut; all candidates that were measured;
+    producers' tensors by name, at their compact size, with the axis that was cut (None where none was); all candidates that were measured;
     notes for the report."""
 
     keep: Tensor
     chosen: Candidate
     candidates: tuple[Candidate, ...] = ()
     linears: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    tensors: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[Tensor, int | None]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

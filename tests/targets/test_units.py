@@ -166,7 +166,7 @@ REFUSED = [
     (Computed, "prune 25% of mlp channels", "S317", "is computed, not stored"),
     (Returned, "prune 25% of mlp channels", "S317", "output of the model"),
     (Returned, "prune 32 of mlp channels", "S313", "leaves none"),
-    (Returned, "prune 25% of mlp channels by greedy", "S318", "greedy"),
+    (Returned, "prune 25% of mlp channels compensate=refit", "S318", "refit"),
 ]
 
 

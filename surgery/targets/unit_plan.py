@@ -1,0 +1,104 @@
+"""Which units a clause takes from each site, and what cannot be cut: from the graph alone."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from surgery.anatomy.dimension import Obstacle
+from surgery.anatomy.graphs import where
+from surgery.anatomy.site import Anatomy, Site
+from surgery.anatomy.units import Coupling, trace_units
+from surgery.anatomy.units.edits import edits
+from surgery.diagnostics import RefusalError
+from surgery.targets.units import Units
+
+UNITS = {"mlp": "channels", "attention": "heads"}
+CRITERIA = ("auto", "magnitude", "effect", "activation", "taylor", "greedy", "random")
+COMPENSATIONS = ("auto", "none", "least-squares")
+
+
+def plan_units(operation: Any, anatomy: Anatomy, sites: tuple[Site, ...]) -> list[Units]:
+    """A cut per site. Raises RefusalError: S317 where a site cannot be cut, S313 where nothing would be left, S318 for
+    an option that this target has not."""
+    span = operation.clause.span if operation.clause else None
+    _refuse_options(operation, span)
+    works = []
+    for site in sites:
+        seeds = site.up if site.kind == "mlp" else [node for node in site.projections if _behind(site, node)]
+        coupling = trace_units(anatomy.graph_module, seeds)
+        remove, notes = _count(operation, site, coupling, span)
+        removed = torch.tensor(coupling.units[: max(1, remove)], dtype=torch.int64)
+        _refuse(site, [*coupling.obstacles, *edits(coupling, removed)[1]], span)
+        works.append(Units(operation, site, coupling, remove, notes, works))
+    return works
+
+
+def _behind(site: Site, node: Node) -> bool:
+    """Whether a projection makes q, k or v rather than reading the heads' outputs."""
+    return node < site.nodes[0]
+
+
+def _refuse_options(operation: Any, span: Any) -> None:
+    given = {
+        "by": operation.by not in CRITERIA,
+        "scope": operation.scope != "shared",
+        "when": operation.when != "every",
+    }
+    given["compensate"] = operation.compensate not in COMPENSATIONS
+    wrong = [name for name, bad in given.items() if bad]
+    if wrong:
+        raise RefusalError(
+            f"`{wrong[0]}={getattr(operation, wrong[0])}` is not for heads and channels",
+            code="S318",
+            span=span,
+            help="rank heads and channels `by effect`, `activation`, `taylor`, `greedy` or `magnitude`; leave the rest out",
+        )
+
+
+def _refuse(site: Site, found: Sequence[Obstacle], span: Any) -> None:
+    """Raise where something forbids the cut: what reads the units otherwise, or a size that cannot follow."""
+    if not found:
+        return
+    raise RefusalError(
+        f"cannot cut {UNITS[site.kind]} of `{site.name}`: {where(found[0].node)}: {found[0].reason}",
+        code="S317",
+        span=span,
+        notes=[f"{where(each.node)}: {each.reason}" for each in found[1:4]],
+        help="leave this site out with `except`, or prune another part of the model",
+    )
+
+
+def _count(operation: Any, site: Site, coupling: Coupling, span: Any) -> tuple[int, tuple[str, ...]]:
+    """Units to remove: the share of what a person counts in, in whole units; what is kept up to the multiple."""
+    units, what = len(coupling.units), UNITS[site.kind]
+    total = site.heads if site.kind == "attention" else units
+    if units < 2:
+        _refuse(site, coupling.obstacles, span)
+        mixing = coupling.mixed[0] if coupling.mixed else None
+        raise RefusalError(
+            f"the {what} of `{site.name}` can only go all together",
+            code="S317",
+            span=span,
+            notes=[f"{where(mixing)} mixes them"] if mixing is not None else (),
+            help="leave this site out with `except`",
+        )
+    asked = operation.share.of(total)
+    remove = int(Fraction(asked * units, total))
+    keep = min(ceil((units - remove) / operation.multiple) * operation.multiple, units)
+    if keep < 1 or asked >= total:
+        raise RefusalError(
+            f"{operation.share} of {total} {what} leaves none",
+            code="S313",
+            span=span,
+            help=f"remove at most {total - total // units} of them",
+        )
+    notes = []
+    if units != total and site.kv_heads > 1:
+        notes.append(f"{total} heads go in {units} groups that share keys and values: whole groups are removed")
+    if (units - keep) * total != asked * units:
+        notes.append(f"{asked} of {total} {what} asked for, {(units - keep) * total // units} removed")
+    return units - keep, tuple(notes)

@@ -1,0 +1,141 @@
+"""Heads and channels chosen and made up for by calibration data, on models nobody here wrote."""
+
+import pytest
+import torch
+from test_units import build
+
+import surgery
+from surgery.anatomy import inspect
+from surgery.anatomy.graphs import attribute
+from surgery.diagnostics import RefusalError
+from surgery.models.data import Data
+from surgery.targets.calibration import Calibration
+from surgery.targets.passage import Passage
+
+MODELS = {"BertModel": None, "GPT2LMHeadModel": "causal-lm", "LlamaForCausalLM": "causal-lm", "ViTModel": None}
+
+
+def drawn(inputs: dict, rows: int, seed: int) -> dict:
+    """Random inputs like the example ones."""
+    draw, found = torch.Generator().manual_seed(seed), {}
+    for name, value in inputs.items():
+        if torch.is_tensor(value) and value.is_floating_point():
+            found[name] = torch.randn(rows, *value.shape[1:], generator=draw)
+        elif torch.is_tensor(value):
+            found[name] = torch.randint(0, 100, (rows, *value.shape[1:]), generator=draw)
+    return found
+
+
+def data(inputs: dict, task: str | None = None, **more) -> Data:
+    return Data("given", "random", "", drawn(inputs, 8, 1), task=task, calibration=drawn(inputs, 48, 2) | more)
+
+
+def operate(model, inputs: dict, spec: str, task: str | None = None, **options):
+    given = options.pop("data", None) or data(inputs, task)
+    quick = {"timing": False, "controls": False} | options
+    return surgery.compile(model, spec, example_inputs=inputs, data=given, **quick)
+
+
+def moved(model, inputs: dict, result) -> float:
+    """How far outputs on held-out rows are from the original's."""
+    fed = inputs | data(inputs).inputs
+    with torch.no_grad():
+        ours, theirs = (next(iter(module(**fed).values())) for module in (result.module, model))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("what", ["mlp channels", "attention heads"])
+@pytest.mark.parametrize("name", MODELS)
+def test_refitted_layers_move_the_outputs_less_and_masked_equals_compacted(name, what):
+    model, inputs = build(name)
+    plain = operate(model, inputs, f"prune 50% of {what} by effect compensate=none", MODELS[name])
+    result = operate(model, inputs, f"prune 50% of {what}", MODELS[name])
+    assert all(row["holds"] for row in result.report["parity"])
+    assert {row["compensate"] for row in result.report["criteria"]} == {"least-squares", "none"}
+    if (name, what) != ("ViTModel", "attention heads"):  # on random images its heads tell nothing of each other
+        assert moved(model, inputs, result) < moved(model, inputs, plain)
+    saved = sum(action.parameters for action in result.plan.actions)
+    assert result.report["size"]["parameters"]["before"] - result.report["size"]["parameters"]["after"] == saved
+
+
+@pytest.mark.parametrize("by", ["activation", "taylor", "greedy", "magnitude"])
+def test_every_ranking_in_bfloat16(by):
+    model, inputs = build("GPT2LMHeadModel")
+    result = operate(model.bfloat16(), inputs, f"prune 25% of mlp channels by {by}", "causal-lm")
+    assert all(row["holds"] for row in result.report["parity"])
+    assert {action["choice"]["by"] for action in result.report["actions"]} == {by}
+
+
+def test_a_channel_that_others_can_tell_goes_first():
+    model, inputs = build("BertModel")
+    layer = model.encoder.layer[0]
+    with torch.no_grad():
+        for tensor in (layer.intermediate.dense.weight, layer.intermediate.dense.bias):
+            tensor[1] = tensor[0]
+        layer.output.dense.weight[:, :2] *= 5
+    for by, gone in (("greedy", True), ("magnitude", False), ("activation", False)):
+        result = operate(model, inputs, f"prune 1 of mlp channels in layer 0 by {by}")
+        kept = result.report["actions"][0]["choice"]["kept"]
+        assert ({0, 1} <= set(kept)) != gone
+    assert moved(model, inputs, operate(model, inputs, "prune 1 of mlp channels in layer 0 by greedy")) < 1e-3
+
+
+def test_taylor_takes_what_the_loss_does_not_feel():
+    model, inputs = build("GPT2LMHeadModel")
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight[:24] = 0
+    result = operate(model, inputs, "prune 24 of mlp channels in layer 1 by taylor", "causal-lm")
+    assert result.report["actions"][0]["choice"]["kept"] == list(range(24, 256))
+
+
+def test_padding_does_not_count():
+    """Rows that differ in padding alone, told by the mask, give the same cut."""
+    model, inputs = build("BertModel")
+    inputs = inputs | {"attention_mask": torch.ones(2, 8, dtype=torch.long)}
+    mask = torch.ones(48, 8, dtype=torch.long)
+    mask[::2, 5:] = 0
+    noise = {"input_ids": torch.where(mask == 1, drawn(inputs, 48, 2)["input_ids"], torch.randint(0, 100, (48, 8)))}
+    held = Data("given", "", "", drawn(inputs, 8, 1) | {"attention_mask": mask[1::2][:8]})
+    choices = []
+    for ids in (drawn(inputs, 48, 2)["input_ids"], noise["input_ids"]):
+        given = Data("given", "", "", held.inputs, calibration={"input_ids": ids, "attention_mask": mask})
+        choices.append(operate(model, inputs, "prune 25% of mlp channels", data=given).module.state_dict())
+    assert all(torch.equal(choices[0][name], choices[1][name]) for name in choices[0])
+
+
+def test_a_later_site_is_seen_in_the_network_as_it_then_is():
+    model, inputs = build("BertModel")
+    anatomy = inspect(model, inputs)
+    calibration = Calibration(drawn(inputs, 6, 2), batch=4)
+    first, second = (site.down for site in anatomy.of_kind("mlp"))
+    passage = Passage(anatomy.graph_module, calibration)
+    assert [drift for _, drift in passage.at(first)] == [None, None]
+    weight = attribute(anatomy.graph_module, first.args[1].target).detach() * 0
+    passage.change(first, weight, None)
+    rows, drift = (torch.cat(each) for each in zip(*passage.at(second), strict=True))
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight.zero_()
+    read = []
+    model.encoder.layer[1].output.dense.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    with torch.no_grad():
+        model(**calibration.inputs)
+    assert torch.allclose(rows, read[0].flatten(0, 1), atol=1e-5) and bool(drift.abs().max() > 1e-3)
+
+
+REFUSED = ["by taylor", "by activation", "by greedy", "compensate=least-squares"]
+
+
+@pytest.mark.parametrize("asked", REFUSED)
+def test_what_needs_data_says_so(asked):
+    model, inputs = build("BertModel")
+    with pytest.raises(RefusalError, match="needs calibration data") as caught:
+        surgery.compile(model, f"prune 25% of mlp channels {asked}", example_inputs=inputs, timing=False)
+    assert caught.value.diagnostics[0].code == "S323" and "data" in caught.value.diagnostics[0].help
+
+
+def test_controls_stand_beside_the_cut():
+    model, inputs = build("BertModel")
+    report = operate(model, inputs, "prune 50% of mlp channels", controls=True).report
+    names = [row["name"] for row in report["controls"]]
+    assert names[:2] == ["the same without compensation", "the head instead: the criterion reversed"]
+    assert names[2:] == ["random 0", "random 1", "random 2"]
