@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from surgery.anatomy.dimension import ELEMENTWISE
 from surgery.anatomy.graphs import attribute, is_layer, is_op, tensor_inputs, weight_of
 from surgery.anatomy.stream import RESHAPES, Layer
-from surgery.targets.context import MASKS, Context
+from surgery.targets.calibration import MASKS
+from surgery.targets.context import Context
 
 
 def similarity(graph_module: GraphModule, pairs: Sequence[tuple[Node, Node]], context: Context) -> Tensor:
