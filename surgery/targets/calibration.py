@@ -48,6 +48,10 @@ class Calibration:
             named = {name: given.get(name, option) for name, option in self.options.items()}
             yield named | given, None if self.targets is None else self._cut(self.targets[rows], end)
 
+    def __len__(self) -> int:
+        """Batches."""
+        return -(-self.rows // self.batch)
+
     @property
     def rows(self) -> int:
         return len(next(iter(self.inputs.values())))
