@@ -1,12 +1,14 @@
 """A saved bundle opens like any model: with its inputs, its noise schedule and its data."""
 
 import pytest
+import saved
 import torch
 
 from surgery import bundle
 from surgery.anatomy.capture import capture
 from surgery.diagnostics import SurgeryError
 from surgery.models import open_model
+from surgery.models.data import open_data
 from surgery.models.diffusion import Diffusion
 
 
@@ -35,6 +37,24 @@ def test_a_bundle_opens_ready_to_run(original, folder):
 def test_a_bundle_without_weights_is_on_meta(folder):
     model = open_model(f"bundle:{folder}", weights=False)
     assert all(value.is_meta for value in [*model.module.state_dict().values(), *model.example_inputs.values()])
+
+
+def test_a_bundle_of_a_library_s_model_reads_text_again(tmp_path):
+    pytest.importorskip("transformers")
+    original = open_model(f"hf:{saved.save('bert', tmp_path / 'bert')}")
+    source = {name: value for name, value in original.source.items() if name != "tokenizer_files"}
+    graph = capture(original.module, original.example_inputs)
+    folder = bundle.save(
+        tmp_path / "out", graph, manifest={"source": source}, extra=original.source["tokenizer_files"]
+    )
+    model = open_model(str(folder))
+    assert model.source == original.source
+    example = model.example_inputs
+    assert {name: value.shape for name, value in example.items()} == {"input_ids": (2, 12), "attention_mask": (2, 12)}
+    assert example["attention_mask"].all() and example["input_ids"].unique().numel() > 5
+    text = saved.corpus(tmp_path / "corpus.txt")
+    found = [open_data(f"text:{text}", each, samples=20) for each in (original, model)]
+    assert torch.equal(found[0].inputs["input_ids"], found[1].inputs["input_ids"]) and found[1].task == "embedding"
 
 
 def test_a_schedule_survives_as_a_document(original):

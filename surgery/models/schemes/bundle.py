@@ -1,6 +1,8 @@
 """A plain path, or `bundle:PATH`: a bundle that `surgery` saved."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +10,8 @@ from torch import Tensor
 from surgery.diagnostics import SurgeryError
 from surgery.models.checkpoint import fingerprint
 from surgery.models.diffusion import Diffusion
+from surgery.models.huggingface.examples import LENGTH, positions
+from surgery.models.huggingface.folder import files_beside
 from surgery.models.loaded import LoadedModel
 
 
@@ -26,27 +30,52 @@ def load(location: str, *, weights: bool = True) -> LoadedModel:
     module = bundle.load(folder).eval()
     manifest = bundle.read_manifest(folder)
     schedule, data = manifest.get("diffusion"), manifest.get("data")
+    source = source_of(manifest, folder)
     return LoadedModel(
         reference=location,
         module=module if weights else module.to("meta"),
-        example_inputs=example_inputs(module),
+        example_inputs=example_inputs(module, source.get("config") or {}),
         diffusion=Diffusion.from_document(schedule) if schedule else None,
         files={path.name: fingerprint(path) for path in sorted(folder.glob("*.safetensors"))} if weights else {},
         default_data=data.get("reference") if isinstance(data, dict) else None,
+        source=source,
     )
 
 
-def example_inputs(module: torch.fx.GraphModule, batch: int = 2) -> dict[str, Tensor]:
-    """Keyword zeros in the shapes the saved graph was captured with, its free dimensions set to `batch`."""
+def source_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the manifest says of the library the model came from, and the tokenizer's files; empty for none."""
+    found = manifest.get("source")
+    return {**found, "tokenizer_files": files_beside(folder)} if isinstance(found, Mapping) else {}
+
+
+def example_inputs(module: torch.fx.GraphModule, config: Mapping[str, Any], batch: int = 2) -> dict[str, Tensor]:
+    """Keyword inputs in the shapes the saved graph was captured with: a free first axis is `batch` long, other free ones
+    as long as a short sequence. Tokens and vectors are seeded, masks hide nothing, anything else is zero.
+
+    config: of the library the model came from, where there is one: how many tokens and positions it knows
+    """
     from surgery.bundle import value_of
 
+    length = min(LENGTH, positions(config) or LENGTH)
     inputs = {}
     for node in module.graph.nodes:
         value = value_of(node) if node.op == "placeholder" else None
         if value is not None:
-            shape = [size if isinstance(size, int) else batch for size in value.shape]
-            inputs[str(node.target)] = torch.zeros(shape, dtype=value.dtype)
+            free = [batch if axis == 0 or size == value.shape[0] else length for axis, size in enumerate(value.shape)]
+            shape = [size if isinstance(size, int) else new for size, new in zip(value.shape, free, strict=True)]
+            inputs[str(node.target)] = _example(str(node.target), shape, value.dtype, config.get("vocab_size"))
     return inputs
+
+
+def _example(name: str, shape: list[int], dtype: torch.dtype, vocabulary: Any) -> Tensor:
+    chance = torch.Generator().manual_seed(0)
+    if name.endswith("mask"):
+        return torch.ones(shape, dtype=dtype)
+    if dtype.is_floating_point and len(shape) > 2:
+        return torch.randn(shape, generator=chance).to(dtype)
+    if name.endswith("input_ids") and isinstance(vocabulary, int):
+        return torch.randint(vocabulary, shape, generator=chance).to(dtype)
+    return torch.zeros(shape, dtype=dtype)
 
 
 def _cure(folder: Path) -> str:
