@@ -1,10 +1,12 @@
 """A model as every later stage sees it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgery.models.diffusion import Diffusion
 
@@ -30,3 +32,12 @@ class LoadedModel:
     default_data: str | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def converted(self, dtype: torch.dtype) -> "LoadedModel":
+        """The same with weights and example inputs of floats in another dtype; the module itself is converted."""
+        inputs = pytree.tree_map_only(Tensor, lambda value: _cast(value, dtype), self.example_inputs)
+        return replace(self, module=self.module.to(dtype), example_inputs=inputs)
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value

@@ -2,10 +2,12 @@
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import re
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from surgery.diagnostics import SurgeryError
@@ -21,13 +23,15 @@ def schemes() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__)))
 
 
-def open_model(reference: str, *, weights: bool = True, allow_import: bool = False) -> LoadedModel:
+def open_model(
+    reference: str, *, weights: bool = True, allow_import: bool = False, dtype: str | None = None
+) -> LoadedModel:
     """The model that `reference` names.
 
     `zoo:NAME` ships with the package, `hf:PATH` is a folder that transformers saved, `hf:ORG/NAME` one of the hub,
     `diffusers:PATH` a folder that diffusers saved, a plain path is a bundle, and `module.path:factory` calls a Python
     function (only with `allow_import`: a spec from a stranger must not run code).
-    Without `weights` the module and its example inputs are on the meta device.
+    Without `weights` the module and its example inputs are on the meta device. `dtype` is what floats are turned into.
 
     Errors: SurgeryError S2xx.
     """
@@ -38,7 +42,13 @@ def open_model(reference: str, *, weights: bool = True, allow_import: bool = Fal
             code="S207",
             help=f"say so on the command line, `--model {location}`, or pass the module to `surgery.compile`",
         )
-    model = importlib.import_module(f"surgery.models.schemes.{scheme}").load(location, weights=weights)
+    load = importlib.import_module(f"surgery.models.schemes.{scheme}").load
+    wanted = getattr(torch, dtype) if dtype else None
+    if "dtype" in inspect.signature(load).parameters:  # a library knows best which of its tensors stay wide
+        model = load(location, weights=weights, dtype=wanted)
+    else:
+        model = load(location, weights=weights)
+        model = model.converted(wanted) if wanted else model
     return model if weights else replace(model, example_inputs=on_meta(model.example_inputs))
 
 

@@ -2,7 +2,7 @@
 
 from surgery.language import Reference
 from surgery.operations.base import operation
-from surgery.operations.fields import subject
+from surgery.operations.fields import setting, subject
 
 
 @operation
@@ -14,4 +14,9 @@ class Model:
     """
 
     phase = None
-    reference: Reference = subject(Reference, doc="`zoo:NAME`, `diffusers:PATH`, `hf:PATH` or a bundle's folder")
+    reference: Reference = subject(
+        Reference, doc="`hf:PATH` or `hf:ORG/NAME`, `diffusers:PATH`, `zoo:NAME` or a bundle's folder"
+    )
+    dtype: str | None = setting(
+        "float32", "bfloat16", "float16", default=None, doc="what weights are turned into; as they are saved without"
+    )

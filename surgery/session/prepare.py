@@ -125,9 +125,11 @@ def prepare(
     return Prepared(program, opened, anatomy, tuple(works), tuple(matches), schedule)
 
 
-def open_reference(reference: str, *, weights: bool = True, allow_import: bool = True) -> LoadedModel:
+def open_reference(
+    reference: str, *, weights: bool = True, allow_import: bool = True, dtype: str | None = None
+) -> LoadedModel:
     """`open_model`, with example inputs for sure. Errors: S2xx, S320 where a factory brings none."""
-    opened = open_model(reference, weights=weights, allow_import=allow_import)
+    opened = open_model(reference, weights=weights, allow_import=allow_import, dtype=dtype)
     if not opened.example_inputs:
         raise _no_inputs(f"`{reference}`", "return (module, example_inputs) from the factory")
     return opened
@@ -163,8 +165,9 @@ def _open(
                 "pass example_inputs, a tuple or a dict of tensors that the module can be called with",
             )
         return LoadedModel(type(model).__name__, model, named(model, example_inputs))
+    dtype = program.model.dtype if program.model else None
     if model is not None:
-        return open_reference(str(model), weights=weights, allow_import=allow_import)
+        return open_reference(str(model), weights=weights, allow_import=allow_import, dtype=dtype)
     if program.model is None:
         raise SurgeryError(
             "no model is named",
@@ -172,7 +175,7 @@ def _open(
             help="write `model zoo:digits-dit` into the spec, or name one: `--model zoo:digits-dit`",
         )
     try:
-        return open_reference(str(program.model.reference), weights=weights, allow_import=False)
+        return open_reference(str(program.model.reference), weights=weights, allow_import=False, dtype=dtype)
     except SurgeryError as error:
         raise pointing_at(error, program.model.clause) from error
 

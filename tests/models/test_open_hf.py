@@ -90,6 +90,18 @@ def test_shards_and_half_precision(tmp_path):
     assert refusal(folder).code == "S201"
 
 
+def test_another_dtype_is_asked_for(folders):
+    light, model = (open_model(f"hf:{folders['llama']}", dtype="bfloat16", weights=weights) for weights in (False, True))
+    for one in (light, model):
+        assert {parameter.dtype for parameter in one.module.parameters()} == {torch.bfloat16}
+        assert one.module.model.rotary_emb.inv_freq.dtype == torch.float32, "as transformers keeps it"
+    assert model.source["config"]["dtype"] == "bfloat16"
+    pixels = open_model(f"hf:{folders['vit']}", dtype="float16").example_inputs["pixel_values"]
+    other = open_model("zoo:digits-classifier", dtype="bfloat16")
+    assert pixels.dtype == torch.float16 and other.example_inputs["images"].dtype == torch.bfloat16
+    assert other.module(**other.example_inputs).dtype == torch.bfloat16
+
+
 def test_the_files_beside_come_along(folders):
     files = open_model(f"hf:{folders['llama']}", weights=False).source["tokenizer_files"]
     assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= set(files)

@@ -4,6 +4,8 @@ Which class and which task follow from config.json through transformers' Auto ma
 beside a checkpoint is never run.
 """
 
+import torch
+
 from surgery.models.checkpoint import fingerprint, weight_files
 from surgery.models.huggingface.architecture import class_of, read_as_config
 from surgery.models.huggingface.examples import example_inputs
@@ -12,8 +14,8 @@ from surgery.models.huggingface.weights import STEM, dtype_of, unweighted, weigh
 from surgery.models.loaded import LoadedModel
 
 
-def load(location: str, *, weights: bool = True) -> LoadedModel:
-    """The model in the dtype of its files, without a cache of keys and values; on meta without `weights`.
+def load(location: str, *, weights: bool = True, dtype: torch.dtype | None = None) -> LoadedModel:
+    """The model in `dtype`, or that of its files, without a cache of keys and values; on meta without `weights`.
 
     Errors: S201 missing, S206 transformers not installed, S209 a config that cannot be served, S202..S205 bad weights.
     """
@@ -21,7 +23,8 @@ def load(location: str, *, weights: bool = True) -> LoadedModel:
     document = read_config(folder)
     config = read_as_config(document, folder)
     made, task = class_of(config, document.get("architectures"), folder)
-    dtype = dtype_of(document, folder)
+    dtype = dtype or dtype_of(document, folder)
+    document["dtype"] = str(dtype).removeprefix("torch.")
     inputs = example_inputs(made, config, dtype, folder)
     config.use_cache = False
     notes, files = (), {}
