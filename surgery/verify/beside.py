@@ -13,7 +13,7 @@ from surgery.verify.sampler import placement
 Progress = Callable[[int, int], None]
 KEPT = 256 << 20
 """Bytes of the original's outputs that are kept; what is beyond is computed again for every module."""
-WIDE = 256 << 20
+WIDE = 64 << 20
 """Bytes of outputs in one batch, where the batch is not given."""
 MOST = 64
 EQUAL = {"output error": 0.0, "output cosine": 1.0, "logit kl": 0.0, "agreement": 1.0, "embedding cosine": 1.0}
@@ -23,7 +23,7 @@ EQUAL = {"output error": 0.0, "output cosine": 1.0, "logit kl": 0.0, "agreement"
 @dataclass(eq=False)
 class Beside:
     """`inputs` are keyword tensors [N, ..], `options` whatever else the forward pass takes. One forward pass has `batch`
-    rows; without it as many, up to 64, as keep its outputs under 256 MB."""
+    rows; without it as many, up to 64, as keep its outputs under 64 MB."""
 
     original: Any
     inputs: Mapping[str, Tensor]

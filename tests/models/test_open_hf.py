@@ -79,6 +79,23 @@ def test_text_inputs_are_tokens_and_their_mask(folders):
     assert open_model(f"hf:{folders['vit']}").example_inputs["pixel_values"].shape == (2, 3, 8, 8)
 
 
+def test_the_task_is_that_of_the_class_alone():
+    from transformers import BartConfig, BertConfig, T5Config
+
+    from surgery.models.huggingface.architecture import class_of
+
+    for config, name, task in (
+        (BartConfig(), "BartForConditionalGeneration", "seq2seq-lm"),
+        (BartConfig(), "BartModel", None),
+        (T5Config(), "T5EncoderModel", "embedding"),
+        (BertConfig(), "BertForTokenClassification", "classification"),
+        (BertConfig(), "BertForQuestionAnswering", None),
+        (BertConfig(), None, "embedding"),
+    ):
+        made, found = class_of(config, [name] if name else None, "folder")
+        assert (made.__name__, found) == (name or "BertModel", task)
+
+
 def test_shards_and_half_precision(tmp_path):
     folder = saved.save("llama", tmp_path, dtype=torch.bfloat16, max_shard_size="8KB")
     model = open_model(f"hf:{folder}")

@@ -20,7 +20,8 @@ class Table(nn.Module):
 
     def __init__(self, seed: int, scale: float = 1.0):
         super().__init__()
-        self.table = nn.Parameter(scale * torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(seed)))
+        table = scale * torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(seed))
+        self.table = nn.Parameter(table, requires_grad=False)
         self.calls = 0
 
     def forward(self, input_ids, attention_mask=None):

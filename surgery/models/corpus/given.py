@@ -18,6 +18,7 @@ from surgery.operations.kinds import Share
 
 ROWS, LENGTH = 256, 512
 STREAMED = ("causal-lm", "seq2seq-lm")
+"""Tasks of models that write; whatever has a decoder is given a stream too."""
 Inputs = dict[str, Tensor]
 
 
@@ -53,20 +54,21 @@ def text_rows(
     _refuse_other_inputs(model)
     tokenizer, task = tokenizer_of(model), model.source.get("task")
     length = _length(model, length)
-    read = windows if task in STREAMED else lines
-    if records and task in STREAMED:
+    streamed = task in STREAMED or "decoder_input_ids" in model.example_inputs
+    read = windows if streamed else lines
+    if records and streamed:
         texts = [text + (tokenizer.eos_token or "\n\n") for text in texts]
     rows = read(tokenizer, texts, length, samples or ROWS)
     wanted = samples or min(ROWS, len(rows))
     if len(rows) < wanted or wanted < 2:
-        raise _too_short(path, len(rows), wanted, length, task)
+        raise _too_short(path, len(rows), wanted, length, streamed)
     chosen = [rows[index] for index in drawn(len(rows), wanted, seed)]
     _refuse_other_vocabulary(model, max(map(max, chosen)))
     count = apart(calibration, wanted)
     make = _Maker(model, tokenizer, task, seed)
     held_out, targets = make(chosen[count:])
     calibrating, theirs = make(chosen[:count]) if count else (None, None)
-    kind = f"windows of {length} tokens" if task in STREAMED else f"rows of up to {length} tokens"
+    kind = f"windows of {length} tokens" if streamed else f"rows of up to {length} tokens"
     told = f"{wanted - count} {kind} of {path.name}, {count} more to calibrate on"
     return TextRows(held_out, targets, calibrating, theirs, told)
 
@@ -81,8 +83,9 @@ class _Maker:
     seed: int
 
     def __call__(self, rows: Sequence[Row]) -> tuple[Inputs, Tensor | None]:
-        if self.task == "seq2seq-lm":
-            return self._halves(rows)
+        if "decoder_input_ids" in self.model.example_inputs:
+            inputs, targets = self._halves(rows)
+            return inputs, targets if self.task == "seq2seq-lm" else None
         tokens, real = padded(rows, self._fill)
         targets = None
         if self.task == "causal-lm":
@@ -143,9 +146,9 @@ def _refuse_other_vocabulary(model: LoadedModel, largest: int) -> None:
         )
 
 
-def _too_short(path: Path, there: int, wanted: int, length: int, task: str | None) -> SurgeryError:
-    rows = f"windows of {length} tokens" if task in STREAMED else "lines"
-    fewer = f"write `samples={there}`" + (f" or less, or a shorter `length` than {length}" * (task in STREAMED))
+def _too_short(path: Path, there: int, wanted: int, length: int, streamed: bool) -> SurgeryError:
+    rows = f"windows of {length} tokens" if streamed else "lines"
+    fewer = f"write `samples={there}` or less" + f", or a shorter `length` than {length}" * streamed
     return SurgeryError(
         f"`{path}` gives {there} different {rows}, not {max(wanted, 2)}",
         code="S212",

@@ -9,8 +9,8 @@ from surgery.models.huggingface.folder import not_installed
 
 TASKS = (
     ("MODEL_FOR_CAUSAL_LM_MAPPING", "causal-lm"),
-    ("MODEL_FOR_MASKED_LM_MAPPING", "masked-lm"),
     ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "seq2seq-lm"),
+    ("MODEL_FOR_MASKED_LM_MAPPING", "masked-lm"),
     ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "classification"),
     ("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING", "classification"),
     ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING", "classification"),
@@ -65,11 +65,11 @@ def class_of(config: Any, names: Any, folder: Path) -> tuple[type, str | None]:
         names = ["AutoModel"]
         if found:
             return found[0]
-    for made, task, _ in found:
+    for made, task, mapping in found:
         if made.__name__ == names[0]:
             # What an encoder–decoder's plain model returns are states of its decoder, not of a sentence.
-            plain = task == "embedding" and getattr(config, "is_encoder_decoder", False)
-            return made, None if plain else task
+            decodes = mapping == "MODEL_MAPPING" and getattr(config, "is_encoder_decoder", False)
+            return made, None if decodes else task
     made = getattr(transformers(), str(names[0]), None)
     if isinstance(made, type) and getattr(made, "config_class", None) is type(config):
         return made, None
