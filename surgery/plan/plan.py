@@ -1,9 +1,11 @@
 """What a spec will do to a model, before anything is done."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from surgery.plan.action import Action
+from surgery.plan.action import Action, TensorChange
 from surgery.plan.size import Size
 
 
@@ -35,8 +37,7 @@ class Plan:
 
     def document(self) -> dict[str, Any]:
         """The plan as JSON-able data, format `surgery.plan/1`."""
-        saved = sum(action.parameters for action in self.actions)
-        saved_bytes = sum(action.bytes for action in self.actions)
+        saved, saved_bytes = saved_by(self.actions)
         saved_flops = sum(action.flops for action in self.actions)
         return {
             "format": "surgery.plan/1",
@@ -51,3 +52,24 @@ class Plan:
             },
             "notes": list(self.notes),
         }
+
+
+def saved_by(actions: Iterable[Action]) -> tuple[int, int]:
+    """Parameters and bytes that all actions save together: what two of them cut from one tensor counts once.
+
+    Each leaves its share of a tensor, and shares multiply: channels of a layer that goes as a whole are not saved twice.
+    """
+    changes: dict[str, list[TensorChange]] = {}
+    for action in actions:
+        for change in action.tensors:
+            changes.setdefault(change.name, []).append(change)
+    saved = {name: _saved(each) for name, each in changes.items()}
+    return sum(saved.values()), sum(count * changes[name][0].itemsize for name, count in saved.items())
+
+
+def _saved(changes: list[TensorChange]) -> int:
+    """Entries of one tensor that all its changes save together."""
+    whole = prod(changes[0].before)
+    if not whole or len(changes) == 1:
+        return sum(change.parameters for change in changes)
+    return whole - whole * prod(prod(change.after) for change in changes) // whole ** len(changes)

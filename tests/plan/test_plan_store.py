@@ -174,3 +174,17 @@ def test_the_largest_dit_is_planned_in_seconds():
     (action,) = plan.actions
     assert (action.before, action.after) == ({"width": 1152}, {"width": 392})
     assert len([change for change in action.tensors if "adaLN" in change.name]) == 29
+
+
+def test_what_two_actions_cut_from_one_tensor_counts_once():
+    from surgery.plan.action import Action, TensorChange
+    from surgery.plan.plan import saved_by
+
+    def action(*changes):
+        return Action("prune", "", "prune", "mlp", ("a",), {}, {}, tuple(TensorChange(*each) for each in changes))
+
+    narrow = action(("up", (8, 4), (6, 4)), ("down", (4, 8), (4, 6)))
+    assert saved_by([narrow]) == (16, 64)
+    assert saved_by([narrow, action(("up", (8, 4), (0,)))]) == (32 + 8, 4 * 40)
+    assert saved_by([narrow, action(("up", (8, 4), (8, 2)))]) == (32 - 12 + 8, 4 * 28)
+    assert saved_by([action(("bias", (0,), (5,)))]) == (-5, -20)
