@@ -1,6 +1,7 @@
 """The log-sum-exp of all scores of a query, and its gradient, a tile of queries at a time: never S × S memory."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,11 +10,29 @@ TILE = 1 << 18
 """Scores held at once: 1 MB of fp32, about what a core's own cache holds."""
 
 
-def forward(q: Tensor, k: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """peak and total [B, Hq, Sq], at least fp32: Σ_j exp(scale · q_i · k_j) is exp(peak_i) · total_i.
+@dataclass(frozen=True)
+class Listed:
+    """The keys that are listed for each query (ptr and idx as in `layouts/edges.py`): left out here, see `forward`."""
 
-    Over keys j <= i + Sk - Sq if causal; a query without keys has both 0. The two rather than their logarithm: rounding
-    that costs the weights a digit.
+    ptr: Tensor
+    idx: Tensor
+
+    def places(self, number: int, queries: int, first: int, last: int, end: int) -> Tensor:
+        """Where the listed keys of queries [first, last) lie among scores [last - first, end] of head `number`."""
+        patterns = (self.ptr.numel() - 1) // queries
+        ends = self.ptr[number % patterns * queries + first : number % patterns * queries + last + 1]
+        row = torch.arange(last - first, device=ends.device).repeat_interleave(ends.diff())
+        key = self.idx[int(ends[0]) : int(ends[-1])]
+        return (row * end + key)[key < end]
+
+
+def forward(q: Tensor, k: Tensor, scale: float, causal: bool, listed: Listed) -> tuple[Tensor, Tensor]:
+    """peak and total [B, Hq, Sq], at least fp32: Σ_j exp(scale · q_i · k_j) over keys not listed is exp(peak_i) · total_i.
+
+    Over keys j <= i + Sk - Sq if causal; a query without keys has both 0. peak is over listed keys too. Whoever sums the
+    listed ones adds their part to `total` from the scores that the weights are made of: with scores of another product,
+    rounded otherwise, a key that has nearly all the weight would not get it. peak and total rather than their logarithm:
+    rounding that costs the weights a digit.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     peak, total = q.new_zeros((2, *q.shape[:3]), dtype=wide)
@@ -23,8 +42,15 @@ def forward(q: Tensor, k: Tensor, scale: float, causal: bool) -> tuple[Tensor, T
             highest = scores.amax(-1)
             highest = highest.masked_fill_(highest == float("-inf"), 0)
             peak[batch, head, first:last] = highest
+            places = listed.places(batch * q.shape[1] + head, queries, first, last, end)
+            scores.view(-1).index_fill_(0, places, float("-inf"))
             total[batch, head, first:last] = scores.sub_(highest[:, None]).exp_().sum(-1)
     return peak, total
+
+
+def reach(q: Tensor, k: Tensor, normalize: str, causal: bool) -> int:
+    """A listed key j of query i counts in the sum of weights if j <= i + reach."""
+    return k.shape[2] - q.shape[2] if normalize == "all" and causal else k.shape[2]
 
 
 def inverse(total: Tensor) -> Tensor:
@@ -32,8 +58,18 @@ def inverse(total: Tensor) -> Tensor:
     return torch.where(total > 0, 1 / total, torch.zeros_like(total))
 
 
-def backward(q: Tensor, k: Tensor, weight: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of Σ weight_i · log Σ_j exp(…) in q [B, Hq, Sq, D] and k [B, Hkv, Sk, D], at least fp32."""
+def weightless(lse: Tensor) -> Tensor:
+    """inf where it is -inf: a query that no key counts for gives weight 0 to keys that are listed for it all the same."""
+    return lse.masked_fill(lse == float("-inf"), float("inf"))
+
+
+def backward(
+    q: Tensor, k: Tensor, weight: Tensor, scale: float, causal: bool, listed: Listed
+) -> tuple[Tensor, Tensor]:
+    """Gradients of Σ weight_i · log Σ_j exp(…) in q [B, Hq, Sq, D] and k [B, Hkv, Sk, D], at least fp32.
+
+    The logarithm is of the sum over all keys; what reaches q and k through listed ones is left out.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     dq, dk = q.new_zeros(q.shape, dtype=wide), k.new_zeros(k.shape, dtype=wide)
     for batch, head, own, (queries, keys) in heads(q, k):
@@ -43,6 +79,8 @@ def backward(q: Tensor, k: Tensor, weight: Tensor, scale: float, causal: bool) -
             share = scores.softmax(-1)
             if causal:
                 share[: max(queries - keys - first, 0)] = 0  # these queries come before the first key
+            places = listed.places(batch * q.shape[1] + head, queries, first, last, end)
+            share.view(-1).index_fill_(0, places, 0.0)
             share *= weight[batch, head, first:last, None] * scale
             dq[batch, head, first:last] = share @ columns.to(wide)
             dk[batch, own, :end] += share.T @ rows.to(wide)

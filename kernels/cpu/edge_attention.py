@@ -32,11 +32,11 @@ def forward(
     ptr, idx = edges[0].contiguous(), edges[1].contiguous()
     q, k, v = rows(q), rows(k), rows(v)
     out, lse = torch.empty(q.shape, dtype=q.dtype), torch.empty(q.shape[:3], dtype=torch.float32)
-    peak = inverse = None
+    peak = rest = None
     if normalize == "all":
-        peak, total = attention_denominator.forward(q, k, scale, causal)
-        lse, inverse = peak + total.log(), attention_denominator.inverse(total)
-    call("forward", q, (q, k, v, ptr, idx, peak, inverse, scale, out, lse), edges, k, (q, k, v, out))
+        peak, rest = attention_denominator.forward(q, k, scale, causal, attention_denominator.Listed(ptr, idx))
+    reach = attention_denominator.reach(q, k, normalize, causal)
+    call("forward", q, (q, k, v, ptr, idx, peak, rest, scale, out, lse), edges, k, (q, k, v, out), reach)
     return out, lse
 
 
@@ -61,15 +61,17 @@ def backward(
         delta -= grad_lse
     dq_base = dk_base = None
     if normalize == "all":
-        dq_base, dk_base = attention_denominator.backward(q, k, -delta, scale, causal)
-        delta = torch.zeros_like(delta)
+        listed = attention_denominator.Listed(ptr, idx)
+        dq_base, dk_base = attention_denominator.backward(q, k, -delta, scale, causal, listed)
+        lse = attention_denominator.weightless(lse)
     dq, dk, dv = (torch.empty(each.shape, dtype=each.dtype) for each in (q, k, v))
     shape = (q.shape[0] * q.shape[1] // patterns(ptr, q), idx.numel())
     probability, slope = torch.empty(shape, dtype=torch.float32), torch.empty(shape, dtype=torch.float32)
     by_row = (q, k, v, grad_out, ptr, idx, lse, delta, dq_base, scale, probability, slope, dq)
     by_key = (q, grad_out, ptr_t, idx_t, place, probability, slope, dk_base, scale, dk, dv)
-    call("backward_queries", q, by_row, edges, k, (q, k, v, grad_out, dq))
-    call("backward_keys", q, by_key, edges, k, (q, grad_out, dk, dv))
+    reach = attention_denominator.reach(q, k, normalize, causal)
+    call("backward_queries", q, by_row, edges, k, (q, k, v, grad_out, dq), reach)
+    call("backward_keys", q, by_key, edges, k, (q, grad_out, dk, dv), reach)
     return dq, dk, dv
 
 
@@ -83,10 +85,12 @@ def patterns(ptr: Tensor, q: Tensor) -> int:
     return (ptr.numel() - 1) // q.shape[2] if q.shape[2] else 1
 
 
-def call(name: str, q: Tensor, arguments: tuple, edges: list[Tensor], k: Tensor, strided: tuple[Tensor, ...]) -> None:
+def call(
+    name: str, q: Tensor, arguments: tuple, edges: list[Tensor], k: Tensor, strided: tuple[Tensor, ...], reach: int
+) -> None:
     """Call a native function: tensors as pointers (None as null), then sizes, the strides of `strided`, threads."""
     count = max(patterns(edges[0], q), 1)
-    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], count, edges[1].numel())
+    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], count, edges[1].numel(), reach)
     strides = [stride for each in strided for stride in each.stride()[:3]]
     given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
     arrays = ((ctypes.c_int64 * len(sizes))(*sizes), (ctypes.c_int64 * len(strides))(*strides))

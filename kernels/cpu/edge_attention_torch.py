@@ -78,9 +78,10 @@ def forward(
     wide = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros(q.shape)
     if normalize == "all":
-        peak, total = attention_denominator.forward(q, k, scale, causal)
+        peak, total = attention_denominator.forward(q, k, scale, causal, attention_denominator.Listed(*edges[:2]))
     else:
         peak, total = q.new_zeros((2, *q.shape[:3]), dtype=wide)
+    reach = attention_denominator.reach(q, k, normalize, causal)
     for batch, head, own, pattern, _ in heads_of(q, k, edges[0]):
         for part in lists(edges[0], edges[1], pattern, q.shape[2], q.shape[3]):
             place, row = (batch, head, slice(part.first, part.last)), part.rows()
@@ -89,8 +90,7 @@ def forward(
                 highest = part.total(scores, "max")
                 peak[place] = highest.masked_fill(highest == float("-inf"), 0)
             weights = (scores - peak[batch, head][row]).exp()
-            if normalize == "kept":
-                total[place] = part.total(weights)
+            total[place] += part.total(weights.masked_fill(part.idx > row + reach, 0))
             sums = part.total(weights[:, None] * v[batch, own][part.idx].to(wide))
             out[place] = (sums * attention_denominator.inverse(total[place])[:, None]).to(q.dtype)
     return out, peak + total.log()
@@ -120,8 +120,9 @@ def backward(
     if grad_lse is not None:
         delta = delta - grad_lse
     if normalize == "all":
-        dq, dk = attention_denominator.backward(q, k, -delta, scale, causal)
-        delta = torch.zeros_like(delta)
+        listed = attention_denominator.Listed(*edges[:2])
+        dq, dk = attention_denominator.backward(q, k, -delta, scale, causal, listed)
+        lse = attention_denominator.weightless(lse)
     else:
         dq, dk = q.new_zeros(q.shape, dtype=wide), k.new_zeros(k.shape, dtype=wide)
     dv = v.new_zeros(v.shape, dtype=wide)
@@ -130,13 +131,15 @@ def backward(
     probability, slope = (
         q.new_empty((heads.batch * heads.heads // max(heads.patterns, 1), idx.numel()), dtype=wide) for _ in range(2)
     )
+    reach = attention_denominator.reach(q, k, normalize, causal)
     for batch, head, own, pattern, copy in heads:
         for part in lists(ptr, idx, pattern, q.shape[2], q.shape[3]):
             row, kept = part.rows(), slice(part.begin, part.begin + part.idx.numel())
             scores = gathered_dots(q[batch, head], row, k[batch, own], part.idx, wide) * scale
             probability[copy, kept] = (scores - lse[batch, head][row]).exp()
             slopes = gathered_dots(grad_out[batch, head], row, v[batch, own], part.idx, wide)
-            slope[copy, kept] = (slopes - delta[batch, head][row]) * probability[copy, kept] * scale
+            slopes -= delta[batch, head][row].masked_fill(part.idx > row + reach, 0)
+            slope[copy, kept] = slopes * probability[copy, kept] * scale
             keys = k[batch, own][part.idx].to(wide)
             dq[batch, head, part.first : part.last] += part.total(slope[copy, kept][:, None] * keys)
         for part in lists(ptr_t, idx_t, pattern, k.shape[2], q.shape[3]):

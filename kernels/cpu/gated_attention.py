@@ -121,15 +121,24 @@ def rows_at_a_time(q: Tensor, k: Tensor) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, q.shape[2])
 
 
+def widened(*tensors: Tensor) -> list[Tensor]:
+    return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in tensors]
+
+
 def forward_torch(q, k, v, bias, seed, key_mask, scale, causal, gates, temperature, count) -> tuple[Tensor, ...]:
-    """The operator in PyTorch: the reference, on a few queries at a time."""
+    """The operator in PyTorch: the reference in at least fp32, on a few queries at a time.
+
+    A logit rounded to fp16 would open gates that an exact one leaves closed.
+    """
+    dtype = q.dtype
+    q, k, v = widened(q, k, v)
     settings = {"scale": scale, "causal": causal, "gates": gates, "temperature": temperature}
     parts = [
         reference.gated_attention(q, k, v, bias, **settings, seed=seed, key_mask=key_mask, rows=rows)
         for rows in rows_at_a_time(q, k)
     ]
     outs, lses, expected, kept = zip(*parts, strict=True)
-    out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
+    out, lse = torch.cat(outs, 2).to(dtype), torch.cat(lses, 2)
     if not count:
         return out, lse, lse.new_empty(0), kept[0].new_empty(0)
     return out, lse, torch.stack(expected).sum(0), torch.stack(kept).sum(0)
@@ -138,7 +147,9 @@ def forward_torch(q, k, v, bias, seed, key_mask, scale, causal, gates, temperatu
 def backward_torch(
     grad_out, grad_lse, grad_expected, q, k, v, bias, seed, key_mask, out, lse, scale, causal, gates, temperature
 ) -> tuple[Tensor, ...]:
-    """The gradients in PyTorch, a few queries at a time; sums over them in at least fp32."""
+    """The gradients in PyTorch, a few queries at a time, in at least fp32."""
+    like = (k, v, bias)
+    dtype, (grad_out, q, k, v, out) = q.dtype, widened(grad_out, q, k, v, out)
     settings = {"scale": scale, "causal": causal, "gates": gates, "temperature": temperature}
     dq, sums = [], None
     for rows in rows_at_a_time(q, k):
@@ -149,5 +160,4 @@ def backward_torch(
         dq.append(mine)
         shared = [each.to(lse.dtype) for each in shared]
         sums = shared if sums is None else [total + each for total, each in zip(sums, shared, strict=True)]
-    like = (k, v, bias)
-    return torch.cat(dq, 2), *(total.to(each.dtype) for total, each in zip(sums, like, strict=True))
+    return torch.cat(dq, 2).to(dtype), *(total.to(each.dtype) for total, each in zip(sums, like, strict=True))

@@ -1,4 +1,4 @@
-// Gradients of block attention from lse (FlashAttention-2): weights P = 2^(score · log2 e - lse), with
+// Gradients of block attention from lse (FlashAttention-2): weights P = exp(scale · score - lse), with
 //   delta = Σ out · grad_out,  dP = grad_out vᵀ,  dS = P (dP - delta),
 //   dv = Pᵀ grad_out,  dk = scale · dSᵀ q,  dq = scale · dS k.
 // dk and dv run over tiles of keys by the transposed index. dq runs over tiles of queries, or, where there are heads
@@ -17,8 +17,8 @@ void write_rows(T* to, int64_t stride, const float* total, int64_t count, int64_
         for (int64_t d = 0; d < dim; d += LANES) store(to + i * stride + d, load(total + i * dim + d) * factor);
 }
 
-// lse in log2 units; a query without keys has weights 2^-inf = 0.
-inline float level_of(float lse) { return lse == -INF ? INF : lse * LOG2E; }
+// A query without keys has weights exp(-inf) = 0.
+inline float level_of(float lse) { return lse == -INF ? INF : lse; }
 
 template <class T>
 void levels_and_deltas(const Problem& p, int64_t item) {
@@ -56,16 +56,17 @@ void recompute(
     against_panel<M, C>(second, panel.second, Words<T, M>::of(p.value_dim), put(grads));
 }
 
-// Scores become P, dP becomes dS.
+// Scores become P, dP becomes dS. log2 e is taken in after the difference, which is small: before it, score and lse would
+// each be rounded at their own size.
 template <int C, class Level, class Delta>
 inline void differentiate(
-    float* scores, float* grads, int64_t count, float to_log2, const Level& level, const Delta& delta
+    float* scores, float* grads, int64_t count, float scale, const Level& level, const Delta& delta
 ) {
     for (int64_t j = 0; j < count; j++)
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) {
             int64_t at = j * PANEL + c * LANES;
-            f32v weight = exp2(load(scores + at) * to_log2 - level(j, c));
+            f32v weight = exp2((load(scores + at) * scale - level(j, c)) * LOG2E);
             store(scores + at, weight);
             store(grads + at, weight * (load(grads + at) - delta(j, c)));
         }
@@ -125,7 +126,7 @@ void query_tile(const Problem& p, int64_t item) {
                     const QueryMask* masked = place >= 0 ? &mask[i] : nullptr;
                     recompute<T, M, C>(p, keys.rows, values.rows, panel[i], masked, key, scores, grads);
                     differentiate<C>(
-                        scores, grads, count, p.to_log2(), [&](int64_t, int c) { return load(own + c * LANES); },
+                        scores, grads, count, p.scale, [&](int64_t, int c) { return load(own + c * LANES); },
                         [&](int64_t, int c) { return load(less + c * LANES); }
                     );
                     pair_rows<M, C>(grads, count);
@@ -184,7 +185,7 @@ void key_tile(const Problem& p, int64_t item, float* total_q) {
                         const KeyMask* masked = place >= 0 ? &mask : nullptr;
                         recompute<T, M, C>(p, queries.rows, outs.rows, panel[i], masked, query, scores, grads);
                         differentiate<C>(
-                            scores, grads, count, p.to_log2(), [&](int64_t r, int) { return splat(level[r]); },
+                            scores, grads, count, p.scale, [&](int64_t r, int) { return splat(level[r]); },
                             [&](int64_t r, int) { return splat(delta[r]); }
                         );
                         if (total_q)

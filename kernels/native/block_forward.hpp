@@ -100,7 +100,7 @@ void finish(const Problem& p, const Panel& panel, int64_t b, int64_t head, int64
         T* out = p.out.at<T>(b, head, row + i);
         for (int64_t d = 0; d < p.value_dim; d += LANES)
             store(out + d, load(panel.total + i * p.value_dim + d) * inverse);
-        p.lse[p.at(b, head, row + i)] = seen ? panel.level[i] * LN2 + std::log(panel.sum[i]) : -INF;
+        p.lse[p.at(b, head, row + i)] = seen ? float(panel.level[i] * 0.6931471805599453 + std::log(double(panel.sum[i]))) : -INF;
     }
 }
 

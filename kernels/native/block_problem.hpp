@@ -9,7 +9,7 @@
 namespace surgery {
 
 constexpr int64_t CHUNK = 64;  // rows taken at once: their scores with a panel stay in L1
-constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
+constexpr float LOG2E = 1.44269504088896341f;
 
 // One side of the index: the blocks of a row (or of a column, from the transposed index).
 struct Index {

@@ -7,6 +7,7 @@
 
 #include "simd.hpp"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -151,6 +152,11 @@ struct Range {
     int64_t edges() const { return ptr[last] - ptr[first]; }
     const int32_t* begin() const { return idx + ptr[first]; }
     int64_t length(int64_t row) const { return ptr[row + 1] - ptr[row]; }
+    // How many of a row's keys count in the sum of its weights: those up to row + reach.
+    int64_t counted(int64_t row, int64_t reach) const {
+        const int32_t *from = idx + ptr[row], *to = idx + ptr[row + 1];
+        return from == to || to[-1] <= row + reach ? to - from : std::upper_bound(from, to, row + reach) - from;
+    }
 };
 
 // Ask for the row that is gathered AHEAD bytes of rows after edge e.
@@ -283,9 +289,27 @@ inline void softmax(const Range& range, float* x, float* inverse, float* lse) {
     }
 }
 
+// The same where keys that are not listed count too: peak and the sum of their weights (`rest`) are given per row.
+inline void softmax_among(const Range& range, const float* peak, const float* rest, int64_t reach, float* x,
+                          float* inverse, float* lse) {
+    const int64_t rows = range.last - range.first;
+    std::vector<float> all(rows + LANES), high(rows + LANES);
+    std::copy_n(peak + range.first, rows, high.data());
+    exponentials(x, range.edges());
+    for (int64_t row = range.first; row < range.last; x += range.length(row), row++) {
+        const int64_t n = range.counted(row, reach);
+        all[row - range.first] = rest[row] + (n ? row_sum(x, n) : 0);
+    }
+    for (int64_t i = 0; i < rows; i += LANES) {
+        const f32v sum = load(&all[i]);
+        store(inverse + i, sum > 0 ? 1.0f / (sum > 0 ? sum : splat(1)) : splat(0));
+        store_some(lse, i, rows, sum > 0 ? load(&high[i]) + log(sum > 0 ? sum : splat(1)) : splat(-INF));
+    }
+}
+
 // Sizes and strides as Python gives them.
 struct Problem {
-    int64_t batch, heads, kv_heads, queries, keys, width, patterns, edges;
+    int64_t batch, heads, kv_heads, queries, keys, width, patterns, edges, reach;
     int64_t head_count() const { return batch * heads; }
     int64_t kv(int64_t head) const { return head / heads * kv_heads + head % heads / (heads / kv_heads); }
     int64_t pattern(int64_t head) const { return patterns == 1 ? 0 : patterns == heads ? head % heads : head; }
@@ -319,11 +343,11 @@ std::vector<Task> tasks(int64_t heads, int64_t rows, const int64_t* ptr, int64_t
     return made;
 }
 
-// peak, inverse_sum: what to subtract from the scores of a row, and what to multiply its weights by, where its softmax
-// is over more than the listed edges; lse then is known and not written. Else null.
+// peak, rest: what to subtract from the scores of a row, and the sum of the weights of keys that are not listed, where
+// its softmax is over more than the listed edges. Else null.
 template <class T, int D>
 void forward(const T* q_, const T* k_, const T* v_, const int64_t* ptr, const int32_t* idx, const float* peak,
-             const float* inverse_sum, float scale, T* out_, float* lse, const Problem& p, const int64_t* strides,
+             const float* rest, float scale, T* out_, float* lse, const Problem& p, const int64_t* strides,
              int threads) {
     const Tensor<const T> q(q_, strides, p.heads), k(k_, strides + 3, p.kv_heads), v(v_, strides + 6, p.kv_heads);
     const Tensor<T> out(out_, strides + 9, p.heads);
@@ -336,8 +360,7 @@ void forward(const T* q_, const T* k_, const T* v_, const int64_t* ptr, const in
         const int64_t own = head * p.queries;
         products<T, D>(range, q[head], k[p.kv(head)], scale, peak ? peak + own : nullptr, wide, weights.data());
         if (peak) {
-            exponentials(weights.data(), range.edges());
-            std::copy(inverse_sum + own + first, inverse_sum + own + last, inverse.data());
+            softmax_among(range, peak + own, rest + own, p.reach, weights.data(), inverse.data(), lse + own + first);
         } else {
             softmax(range, weights.data(), inverse.data(), lse + own + first);
         }
@@ -366,6 +389,8 @@ void backward_queries(const T* q_, const T* k_, const T* v_, const T* grad_, con
         const int64_t own = head * p.queries;
         products<T, D>(range, q[head], k[p.kv(head)], scale, lse + own, wide, prob.data());
         products<T, D>(range, grad[head], v[p.kv(head)], 1, delta + own, wide, ds.data());
+        for (int64_t row = first, at = 0; row < last; at += range.length(row), row++)
+            for (int64_t i = range.counted(row, p.reach); i < range.length(row); i++) ds[at + i] += delta[own + row];
         exponentials(prob.data(), count);
         for (int64_t i = 0; i < count; i += LANES) store(&ds[i], load(&ds[i]) * load(&prob[i]));
         const int64_t place = p.copy(head) * p.edges + (range.begin() - idx);
@@ -440,11 +465,11 @@ inline Problem problem(const int64_t* sizes) { Problem p; std::memcpy(&p, sizes,
 
 #define SURGERY_EDGE_ATTENTION(T, NAME)                                                                                \
     SURGERY_EXPORT void forward_##NAME(const T* q, const T* k, const T* v, const int64_t* ptr, const int32_t* idx,     \
-                                       const float* peak, const float* inverse_sum, float scale, T* out, float* lse,   \
+                                       const float* peak, const float* rest, float scale, T* out, float* lse,          \
                                        const int64_t* sizes, const int64_t* strides, int threads) {                    \
         const Problem p = problem(sizes);                                                                              \
         by_width(p.width, [&](auto width) {                                                                            \
-            forward<T, width()>(q, k, v, ptr, idx, peak, inverse_sum, scale, out, lse, p, strides, threads);           \
+            forward<T, width()>(q, k, v, ptr, idx, peak, rest, scale, out, lse, p, strides, threads);           \
         });                                                                                                            \
     }                                                                                                                  \
     SURGERY_EXPORT void backward_queries_##NAME(                                                                       \

@@ -77,6 +77,12 @@ inline int64_t weigh(
     return GATED ? (c.soft ? columns : open) : held;
 }
 
+// After the product, as eager does: a scale folded into q first would round every element of it.
+inline void to_scale(float* s, int64_t rows, int64_t columns, float scale) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < columns; j += LANES) store(s + r * KEYS + j, load(s + r * KEYS + j) * scale);
+}
+
 template <class T, bool COUNT, bool GATED, bool WARM>
 void attend(
     const Call& c, int64_t line, int64_t tile, const float* keys, const float* values, T* out, float* lse, Counts& counts
@@ -89,13 +95,14 @@ void attend(
     uint32_t column[KEYS];
     const float bias = c.bias_of(line);
     const Noise noise(c.seed, line);
-    gather(line_of<T>(c.q, c.stride_q, b, h) + row * c.stride_q[2], c.stride_q[2], rows, c.dim, c.scale, q, ROWS, wide);
+    gather(line_of<T>(c.q, c.stride_q, b, h) + row * c.stride_q[2], c.stride_q[2], rows, c.dim, 1, q, ROWS, wide);
     std::memset(sums, 0, ROWS * wide * sizeof(float));
     std::fill(peak, peak + ROWS, -INF);
     std::fill(total, total + ROWS, 0.0f);
     for (int64_t first = 0; first < limit; first += KEYS) {
         const int64_t columns = std::min(KEYS, padded(limit - first));
         product(q, wide, 1, keys + first * wide, KEYS, s, KEYS, tall, columns, wide, false);
+        to_scale(s, rows, columns, c.scale);
         if (c.masked || first + columns > c.end(row)) hide(c, s, b, row, rows, first, columns);
         if (GATED && c.noisy) column_keys(column, first, columns);
         int64_t open = 0;
@@ -199,7 +206,7 @@ template <class T, bool GATED, bool WARM> void backward(const Call& c, const Gra
         const float bias = c.bias_of(line);
         const Noise noise(c.seed, line);
         double sum_z = 0;
-        gather(line_of<T>(c.q, c.stride_q, b, h), c.stride_q[2], c.queries, c.dim, c.scale, q, tall, wide);
+        gather(line_of<T>(c.q, c.stride_q, b, h), c.stride_q[2], c.queries, c.dim, 1, q, tall, wide);
         gather(static_cast<const T*>(g.out) + line * c.queries * c.dim, c.dim, c.queries, c.dim, 1, go, tall, wide);
         std::memset(dq, 0, tall * wide * sizeof(float));
         for (int64_t first = 0; first < c.keys; first += KEYS) {
@@ -210,6 +217,7 @@ template <class T, bool GATED, bool WARM> void backward(const Call& c, const Gra
                 const int64_t columns = std::min(KEYS, padded(c.end(row + rows - 1) - first));
                 if (columns <= 0) continue;
                 product(q + row * wide, wide, 1, keys_t + first * wide, KEYS, s, KEYS, high, columns, wide, false);
+                to_scale(s, rows, columns, c.scale);
                 product(go + row * wide, wide, 1, values_t + first * wide, KEYS, da, KEYS, high, columns, wide, false);
                 if (c.masked || first + columns > c.end(row)) hide(c, s, b, row, rows, first, columns);
                 for (int64_t r = 0; r < rows; r++) {
@@ -231,7 +239,7 @@ template <class T, bool GATED, bool WARM> void backward(const Call& c, const Gra
         g.bias[line] = sum_z;
         scatter(dq, wide, c.queries, c.dim, c.scale, static_cast<T*>(g.q) + line * c.queries * c.dim);
     }
-    scatter(dk, wide, c.keys, c.dim, 1, static_cast<T*>(g.k) + group * c.keys * c.dim);
+    scatter(dk, wide, c.keys, c.dim, c.scale, static_cast<T*>(g.k) + group * c.keys * c.dim);
     scatter(dv, wide, c.keys, c.dim, 1, static_cast<T*>(g.v) + group * c.keys * c.dim);
 }
 

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._common import LOG2E, load_tile, padded_dim, softmax_end, softmax_step, store_tile
+from surgery.kernels.triton._common import (
+    NATURAL,
+    load_tile,
+    padded_dim,
+    softmax_again,
+    softmax_end,
+    softmax_step,
+    store_tile,
+)
 from surgery.kernels.tuning import architecture, pick, shipped
 from torch import Tensor
 
@@ -71,7 +79,7 @@ def forward(
         key = start + tl.arange(0, BLOCK_N)
         tile = load_tile(k, key, columns, k_row, keys, dim, True, True)
         scores = scores_of(own, tile, queries, keys, rows[:, None], key[None, :], scale, CAUSAL)
-        _, _, peak, total = softmax_step(scores, 1.0, peak, total)
+        _, _, peak, total = softmax_step(scores, NATURAL, peak, total)
     _, log_sum = softmax_end(peak, total)
     tl.store(lse + number * queries + rows, log_sum, mask=rows < queries)
 
@@ -100,7 +108,7 @@ def backward_queries(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """dq of BLOCK_M queries of one head; lse comes in base 2, weight times the scale."""
+    """dq of BLOCK_M queries of one head; weight comes times the scale."""
     tiles = tl.cdiv(queries, BLOCK_M)
     number = (tl.program_id(0) // tiles).to(tl.int64)
     rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -118,7 +126,7 @@ def backward_queries(
         key = start + tl.arange(0, BLOCK_N)
         tile = load_tile(k, key, columns, k_row, keys, dim, True, True)
         scores = scores_of(own, tile, queries, keys, rows[:, None], key[None, :], scale, CAUSAL)
-        share = tl.exp2(scores - log_sum[:, None])
+        share = softmax_again(scores, 1.0, log_sum[:, None], q.dtype.element_ty == tl.float32)
         total = tl.dot(share.to(tile.dtype), tile, total, input_precision="ieee")
     factor = tl.load(weight + number * queries + rows, mask=rows < queries, other=0.0)
     store_tile(dq + number * queries * dim, total * factor[:, None], rows, columns, dim, queries, dim, True)
@@ -148,7 +156,7 @@ def backward_keys(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """dk of BLOCK_N keys of one key head, over all query heads that read it; lse in base 2, weight times the scale."""
+    """dk of BLOCK_N keys of one key head, over all query heads that read it; weight comes times the scale."""
     tiles = tl.cdiv(keys, BLOCK_N)
     number = (tl.program_id(0) // tiles).to(tl.int64)
     key = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -170,7 +178,8 @@ def backward_keys(
             log_sum = tl.where(log_sum == float("-inf"), 0.0, log_sum)
             factor = tl.load(weight + head * queries + rows, mask=rows < queries, other=0.0)
             scores = scores_of(tile, own, queries, keys, rows[None, :], key[:, None], scale, CAUSAL)
-            share = tl.exp2(scores - log_sum[None, :]) * factor[None, :]
+            share = softmax_again(scores, 1.0, log_sum[None, :], q.dtype.element_ty == tl.float32)
+            share *= factor[None, :]
             total = tl.dot(share.to(own.dtype), own, total, input_precision="ieee")
     store_tile(dk + number * keys * dim, total, key, columns, dim, keys, dim, True)
 
@@ -191,7 +200,7 @@ def launch_gradient(
     """dq [B, Hq, Sq, D] and dk [B, Hkv, Sk, D], fp32, of Σ weight_i · lse_i."""
     dq, dk = (torch.empty(each.shape, dtype=torch.float32, device=q.device) for each in (q, k))
     config = pick("edge_attention", architecture(q.device), q.dtype, q.shape[3], "dense_backward")
-    given = {"lse": lse * LOG2E, "weight": weight * scale, **_shapes(q, k, scale, causal), **config.launch}
+    given = {"lse": lse, "weight": weight * scale, **_shapes(q, k, scale, causal), **config.launch}
     row_tiles = triton.cdiv(q.shape[2], config.blocks["BLOCK_M"]) * q.shape[0] * q.shape[1]
     key_tiles = triton.cdiv(k.shape[2], config.blocks["BLOCK_N"]) * k.shape[0] * k.shape[1]
     if row_tiles:
@@ -214,7 +223,7 @@ def _shapes(q: Tensor, k: Tensor, scale: float, causal: bool) -> dict:
         "heads": q.shape[1],
         "group": q.shape[1] // k.shape[1],
         "dim": dim,
-        "scale": scale * LOG2E,
+        "scale": scale,
         "CAUSAL": causal,
         "DIM": padded_dim(dim),
     }

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._common import LOG2E, padded_dim
+from surgery.kernels.cpu import attention_denominator
+from surgery.kernels.triton._common import padded_dim, softmax_again
 from surgery.kernels.triton.attention_denominator import launch_gradient
 from surgery.kernels.triton.edge_attention_forward import (
     GROUPS,
@@ -64,14 +65,13 @@ def queries_kernel(
     patterns,
     dim,
     scale,
-    factor,
     KEPT: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     EDGES: tl.constexpr,
 ):
-    """dq of one query of GROUP heads; scale holds log2(e), factor does not."""
+    """dq of one query of GROUP heads."""
     query = (tl.program_id(0) % queries).to(tl.int64)
     first = (tl.program_id(0) // queries).to(tl.int64) * GROUP
     member, columns = tl.arange(0, ROWS), tl.arange(0, DIM)
@@ -84,7 +84,7 @@ def queries_kernel(
     k += batch * k_batch + head // group * k_head
     v += batch * v_batch + head // group * v_head
     place = (first + member) * queries + query
-    log_sum = tl.load(lse + place, mask=member < GROUP, other=0.0) * 1.4426950408889634
+    log_sum = tl.load(lse + place, mask=member < GROUP, other=0.0)
     shift = tl.load(delta + place, mask=member < GROUP, other=0.0)
     row = first % patterns * queries + query
     begin, end = tl.load(ptr + row), tl.load(ptr + row + 1)
@@ -95,9 +95,9 @@ def queries_kernel(
         key = tl.load(idx + edge, mask=real, other=0)
         keys, values = gathered(k, key, real, columns, k_row, dim), gathered(v, key, real, columns, v_row, dim)
         scores = tl.where(real[None, :], products(own, keys, ROWS) * scale, float("-inf"))
-        slope = tl.exp2(scores - log_sum[:, None]) * (products(dout, values, ROWS) - shift[:, None])
+        slope = softmax_again(scores, 1.0, log_sum[:, None], True) * (products(dout, values, ROWS) - shift[:, None])
         total = weighted(total, slope, keys, ROWS)
-    total *= factor
+    total *= scale
     where = place[:, None] * dim + columns[None, :]
     if not KEPT:
         total += tl.load(base + where, mask=inside, other=0.0)
@@ -136,7 +136,6 @@ def keys_kernel(
     patterns,
     dim,
     scale,
-    factor,
     KEPT: tl.constexpr,
     DIM: tl.constexpr,
     EDGES: tl.constexpr,
@@ -164,13 +163,14 @@ def keys_kernel(
             query = tl.load(idx + edge, mask=real, other=0)
             rows = gathered(q_own, query, real, columns, q_row, dim).to(tl.float32)
             douts = gathered(grad_own, query, real, columns, grad_row, dim).to(tl.float32)
-            log_sum = tl.load(lse + head * queries + query, mask=real, other=0.0) * 1.4426950408889634
+            log_sum = tl.load(lse + head * queries + query, mask=real, other=0.0)
             shift = tl.load(delta + head * queries + query, mask=real, other=0.0)
-            share = tl.where(real, tl.exp2(tl.sum(rows * key_row, 1) * scale - log_sum), 0.0)
+            scores = tl.where(real, tl.sum(rows * key_row, 1) * scale, float("-inf"))
+            share = softmax_again(scores, 1.0, log_sum, True)
             slope = share * (tl.sum(douts * value_row, 1) - shift)
             total_k += tl.sum(slope[:, None] * rows, 0)
             total_v += tl.sum(share[:, None] * douts, 0)
-    total_k *= factor
+    total_k *= scale
     where = (number * keys + key) * dim + columns
     if not KEPT:
         total_k += tl.load(base + where, mask=inside, other=0.0)
@@ -201,9 +201,9 @@ def backward(
     dq_base = dk_base = delta
     if not kept:
         dq_base, dk_base = launch_gradient(q, k, lse, -delta, scale, causal)
-        delta = torch.zeros_like(delta)
+        delta, lse = torch.zeros_like(delta), attention_denominator.weightless(lse)
     dq, dk, dv = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
-    shared = {"lse": lse, "delta": delta, "factor": scale, "KEPT": kept, **strides(q=q, k=k, v=v, grad=grad_out)}
+    shared = {"lse": lse, "delta": delta, "KEPT": kept, **strides(q=q, k=k, v=v, grad=grad_out)}
     arch, dim, together = architecture(q.device), q.shape[3], heads_together(q, k, ptr)
     if q.numel():
         config = pick("edge_attention", arch, q.dtype, dim, f"{tile_class(together)}_backward")
@@ -226,7 +226,7 @@ def _key_sizes(q: Tensor, k: Tensor, ptr_t: Tensor, scale: float) -> dict:
         "group": q.shape[1] // k.shape[1],
         "patterns": (ptr_t.numel() - 1) // k.shape[2],
         "dim": q.shape[3],
-        "scale": scale * LOG2E,
+        "scale": scale,
         "DIM": padded_dim(q.shape[3]),
     }
 
@@ -246,7 +246,7 @@ def _by_key(config, kept: bool) -> Compilation:
     pointers = {name: f"*{config.dtype}" for name in ("q", "k", "v", "grad", "dk", "dv")}
     pointers |= {name: "*fp32" for name in ("lse", "delta", "base")} | {"ptr": "*i64", "idx": "*i32"}
     constants = {"KEPT": kept, "DIM": config.dim, **config.blocks}
-    numbers = {name: "i32" for name in keys_kernel.arg_names} | {"scale": "fp32", "factor": "fp32"}
+    numbers = {name: "i32" for name in keys_kernel.arg_names} | {"scale": "fp32"}
     steps = [name for name in keys_kernel.arg_names if name.endswith(("_batch", "_head", "_row"))]
     return Compilation(
         kernel="edge_attention_backward:keys_kernel",

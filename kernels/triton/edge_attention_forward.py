@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._common import LOG2E, padded_dim, softmax_end, softmax_step
+from surgery.kernels.triton._common import NATURAL, padded_dim, softmax_again, softmax_end, softmax_step
 from surgery.kernels.triton.attention_denominator import launch_denominator
 from surgery.kernels.tuning import architecture, pick, shipped
 from surgery.kernels.tuning.pick import Config
@@ -101,6 +101,7 @@ def forward_kernel(
     total = tl.zeros([ROWS, DIM], tl.float32)
     if not KEPT:
         known = tl.load(denominator + place, mask=member < GROUP, other=0.0)
+        known = tl.where(known == float("-inf"), float("inf"), known)  # a query that no key counts for weighs nothing
     for start in range(begin, end, EDGES):
         edge = start + tl.arange(0, EDGES)
         real = edge < end
@@ -108,10 +109,10 @@ def forward_kernel(
         keys, values = gathered(k, key, real, columns, k_row, dim), gathered(v, key, real, columns, v_row, dim)
         scores = tl.where(real[None, :], products(own, keys, ROWS) * scale, float("-inf"))
         if KEPT:
-            weights, shrink, peak, sums = softmax_step(scores, 1.0, peak, sums)
+            weights, shrink, peak, sums = softmax_step(scores, NATURAL, peak, sums)
             total = weighted(total * shrink[:, None], weights, values, ROWS)
         else:
-            total = weighted(total, tl.exp2(scores - (known * 1.4426950408889634)[:, None]), values, ROWS)
+            total = weighted(total, softmax_again(scores, 1.0, known[:, None], True), values, ROWS)
     if KEPT:
         factor, log_sum = softmax_end(peak, sums)
         total = total * factor[:, None]
@@ -174,7 +175,7 @@ def sizes(q: Tensor, k: Tensor, ptr: Tensor, together: int, scale: float) -> dic
         "group": q.shape[1] // k.shape[1],
         "patterns": (ptr.numel() - 1) // q.shape[2],
         "dim": q.shape[3],
-        "scale": scale * LOG2E,
+        "scale": scale,
         "GROUP": together,
         "ROWS": rows_of(together),
         "DIM": padded_dim(q.shape[3]),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accuracy import Draw, assert_as_exact_as_eager
 from surgery.kernels.cpu.probe_select import best, probed
 from surgery.kernels.operators.probe_select import OPERATOR, matched_dictionary, probe_select
 from surgery.kernels.reference import probe_select as reference
@@ -44,15 +45,20 @@ def test_exact(run, case, dtype, device):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_scores_of_real_numbers(shared, device):
-    torch.manual_seed(0)
-    x, probes, dictionary = (torch.randn(shape, device=device) for shape in ((5, 300), (32, 300), (32, 2, 40)))
-    true = reference.score(x.double(), probes.double(), dictionary.double(), shared)
-    eager = (reference.score(x, probes, dictionary, shared) - true).abs().max()
+    def given(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        return [torch.randn(shape, device=device) for shape in ((5, 300), (32, 300), (32, 2, 40))]
+
+    def draw(seed: int) -> Draw:
+        inputs = given(seed)
+        exact = reference.score(*(each.double() for each in inputs), shared)
+        return Draw(lambda: [run(*inputs, 6, shared)[1]], [reference.score(*inputs, shared)], [exact])
+
     for run in (launch, OPERATOR):
-        blocks, scores = run(x, probes, dictionary, 6, shared)
-        assert (scores - true).abs().max() <= 2 * eager
+        assert_as_exact_as_eager(draw, {"scores": 2}, rows=5, own=3)
+        blocks, scores = run(*given(0), 6, shared)
         assert torch.equal(blocks, reference.best(scores, 6))
-        again = run(x, probes, dictionary, 6, shared)
+        again = run(*given(0), 6, shared)
         assert torch.equal(again[0], blocks) and torch.equal(again[1], scores)
 
 
