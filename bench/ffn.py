@@ -129,7 +129,7 @@ def scene(kind: str, dtype: torch.dtype, batch: int, asked: Options) -> Scene:
         candidates["dense-compiled"] = compiled(dense, x)
     if asked.wants("dense-packed") and asked.device == "cpu" and torch.backends.mkldnn.is_available():
         candidates["dense-packed"] = packed(weights, x)
-    peers, cases = tuple(candidates), []
+    peers, cases, weights = tuple(candidates), [], weights.with_packed(batch)
     for label, share, with_routing in labels(batch):
         blocks = listed(share, asked.device)
         keep = blocks.numel()

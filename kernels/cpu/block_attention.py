@@ -54,14 +54,15 @@ def native_forward(
 
 
 def native_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     layout: list[Tensor], block: tuple[int, int], scale: float, widen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dk, dv), shaped as q, k and v, from what the forward gave."""
     dims = q.shape[-1], k.shape[-1], v.shape[-1]
     grad_out, q, k, v, out = map(whole_vectors, (grad_out, q, k, v, out))
     lse = lse.contiguous()
-    level, delta = (torch.empty(lse.shape, dtype=torch.float32) for _ in range(2))
+    level = torch.empty(lse.shape, dtype=torch.float32)
+    delta = torch.zeros_like(level) if grad_lse is None else grad_lse.clone(memory_format=torch.contiguous_format)
     grads = [torch.empty(each.shape, dtype=each.dtype) for each in (q, k, v)]
     given = {"q": q, "k": k, "v": v, "out": out, "grad_out": grad_out, "lse": lse, "level": level, "delta": delta}
     given |= dict(zip(("grad_q", "grad_k", "grad_v"), grads, strict=True))

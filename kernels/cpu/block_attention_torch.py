@@ -130,7 +130,7 @@ def torch_forward(
 
 
 def torch_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     layout: list[Tensor], block: tuple[int, int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dk, dv): dq over rows of queries, dk and dv over rows of keys, summed over the heads that share them."""
@@ -138,6 +138,8 @@ def torch_backward(
     grad, level = tiled(grad_out, block[0]), tiled(lse.unsqueeze(-1), block[0])
     level = level.masked_fill(level == float("-inf"), float("inf"))
     delta = (tiled(out, block[0]) * grad).sum(-1, keepdim=True)
+    if grad_lse is not None:
+        delta -= tiled(grad_lse.unsqueeze(-1), block[0])
 
     def slopes(step: Round) -> tuple[Tensor, Tensor]:
         weights = (it.scores(step) - level[step.query]).exp_()

@@ -1,5 +1,5 @@
 // Gradients of block attention from lse (FlashAttention-2): weights P = exp(scale · score - lse), with
-//   delta = Σ out · grad_out,  dP = grad_out vᵀ,  dS = P (dP - delta),
+//   delta = Σ out · grad_out less the gradient of lse, which stands there before,  dP = grad_out vᵀ,  dS = P (dP - delta),
 //   dv = Pᵀ grad_out,  dk = scale · dSᵀ q,  dq = scale · dS k.
 // dk and dv run over tiles of keys by the transposed index. dq runs over tiles of queries, or, where there are heads
 // enough for every thread, along with dk and dv, which saves making P and dS twice. Every sum has one owner, and both
@@ -27,7 +27,7 @@ void levels_and_deltas(const Problem& p, int64_t item) {
         const T *out = p.out.at<T>(b, head, i), *grad = p.grad_out.at<T>(b, head, i);
         f32v total{};
         for (int64_t d = 0; d < p.value_dim; d += LANES) total += load(out + d) * load(grad + d);
-        p.delta[p.at(b, head, i)] = sum(total);
+        p.delta[p.at(b, head, i)] = sum(total) - p.delta[p.at(b, head, i)];
         p.level[p.at(b, head, i)] = level_of(p.lse[p.at(b, head, i)]);
     }
 }

@@ -23,7 +23,7 @@ def block_attention(
     scale   positive; D ** -0.5 if None
 
     Returns out [B, Hq, Sq, D], or (out, lse) with lse fp32 [B, Hq, Sq] (fp64 for fp64). A query without a key gives 0
-    and -inf, its gradients are 0. q, k and v have gradients; lse has none and is marked so. Two runs give the same bits.
+    and -inf, its gradients are 0. q, k and v have gradients, of out and of lse. Two runs give the same bits.
 
     Raises ValueError for shapes, dtypes, devices or patterns that do not fit. Reference:
     `surgery.kernels.reference.block_attention`. Source: FlashAttention-2 (Dao, 2023).
@@ -92,11 +92,11 @@ def _triton_forward(*args: Any) -> tuple[Tensor, Tensor]:
     return block_attention_forward(*args)
 
 
-def _triton_backward(grad_out, q, k, v, out, lse, layout, block, scale) -> tuple[Tensor, Tensor, Tensor]:
+def _triton_backward(grad_out, grad_lse, q, k, v, out, lse, layout, block, scale) -> tuple[Tensor, Tensor, Tensor]:
     from surgery.kernels.triton.block_attention_dkv import block_attention_dkv
     from surgery.kernels.triton.block_attention_dq import block_attention_dq
 
-    dq, delta = block_attention_dq(grad_out, q, k, v, out, lse, layout, block, scale)
+    dq, delta = block_attention_dq(grad_out, grad_lse, q, k, v, out, lse, layout, block, scale)
     return dq, *block_attention_dkv(grad_out, q, k, v, lse, delta, layout, block, scale)
 
 
@@ -114,7 +114,7 @@ def _refuse_native(*args: Any) -> str | None:
 
 def _of_backward(refuse):
     """The refusal of a forward, asked with the arguments of a backward."""
-    return lambda grad_out, q, k, v, out, lse, *rest: refuse(q, k, v, *rest)
+    return lambda grad_out, grad_lse, q, k, v, out, lse, *rest: refuse(q, k, v, *rest)
 
 
 FORWARDS = {
@@ -145,8 +145,9 @@ def _forward(order: tuple[str, ...]):
 def _backward(order: tuple[str, ...]):
     backends = [BACKWARDS[name] for name in order]
 
-    def backward(grad_out, q, k, v, out, lse, layout, block_q, block_k, scale):
-        return run("block_attention_backward", backends, grad_out, q, k, v, out, lse, layout, (block_q, block_k), scale)
+    def backward(grad_out, grad_lse, q, k, v, out, lse, layout, block_q, block_k, scale):
+        given = (grad_out, grad_lse, q, k, v, out, lse, layout, (block_q, block_k), scale)
+        return run("block_attention_backward", backends, *given)
 
     return backward
 
@@ -156,7 +157,7 @@ def _fake(q, k, v, layout, block_q, block_k, scale):
     return out, torch.empty(q.shape[:3], dtype=reference.statistics_dtype(q.dtype), device=q.device)
 
 
-def _fake_backward(grad_out, q, k, v, out, lse, layout, block_q, block_k, scale):
+def _fake_backward(grad_out, grad_lse, q, k, v, out, lse, layout, block_q, block_k, scale):
     return tuple(torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
 
 
@@ -173,7 +174,7 @@ def _flops(q, k, v, layout, block_q, block_k, scale) -> int:
     return 4 * q.shape[3] * kept_area(q, layout, block_q, block_k)
 
 
-def _flops_backward(grad_out, q, k, v, out, lse, layout, block_q, block_k, scale) -> int:
+def _flops_backward(grad_out, grad_lse, q, k, v, out, lse, layout, block_q, block_k, scale) -> int:
     """Five products, as for dense attention: what is made twice counts once."""
     return 10 * q.shape[3] * kept_area(q, layout, block_q, block_k)
 
@@ -181,7 +182,6 @@ def _flops_backward(grad_out, q, k, v, out, lse, layout, block_q, block_k, scale
 def _setup(ctx, inputs, output) -> None:
     q, k, v, layout, *ctx.rest = inputs
     out, lse = output
-    ctx.mark_non_differentiable(lse)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, out, lse, *layout)
 
@@ -189,13 +189,13 @@ def _setup(ctx, inputs, output) -> None:
 def _gradients(ctx, grad_out, grad_lse):
     q, k, v, out, lse, *layout = ctx.saved_tensors
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    grads = torch.ops.surgery.block_attention_backward(grad_out, q, k, v, out, lse, layout, *ctx.rest)
+    grads = torch.ops.surgery.block_attention_backward(grad_out, grad_lse, q, k, v, out, lse, layout, *ctx.rest)
     return *grads, [None] * len(layout), None, None, None
 
 
 operator(
-    "block_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor[] layout, "
-    "int block_q, int block_k, float scale) -> (Tensor, Tensor, Tensor)",
+    "block_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    "Tensor[] layout, int block_q, int block_k, float scale) -> (Tensor, Tensor, Tensor)",
     cpu=_backward(ON_CPU),
     cuda=_backward(ON_CUDA),
     fake=_fake_backward,

@@ -27,6 +27,8 @@ class FeedForward:
     biases      up_bias, gate_bias [f], down_bias [d]
     activation  relu, relu2 (relu squared), gelu, gelu_tanh, silu
 
+    packed      up, gate and down once more, as dense products on this processor are fastest (`with_packed`)
+
     One of down and down_t is enough; with both, each way of computing has its own (`with_rows` adds down_t).
     Raises ValueError for shapes that do not fit and for an unknown activation.
     """
@@ -39,6 +41,7 @@ class FeedForward:
     gate_bias: Tensor | None = None
     down_bias: Tensor | None = None
     activation: str = "gelu"
+    packed: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -57,6 +60,19 @@ class FeedForward:
     def with_rows(self) -> "FeedForward":
         """The same with `down_t` laid out: half as much memory again, or a third if gated."""
         return self if self.down_t is not None else FeedForward(**(vars(self) | {"down_t": self.down.t().contiguous()}))
+
+    def with_packed(self, rows: int = 64) -> "FeedForward":
+        """The same with `packed`, laid out once, for batches of `rows`: as much memory again.
+
+        Where nearly all is kept, `gathered_ffn` then is as fast as a compiled dense layer, whose weights are laid out
+        too. The layout for 64 rows serves any 4 or more as well as one of their own. For inference on a CPU in fp32 and
+        bf16; itself elsewhere.
+        """
+        if not cpu.packable(self.up):
+            return self
+        weights = (self.up, self.gate, self.columns_down)
+        packed = tuple(None if each is None else cpu.pack(each.detach(), rows) for each in weights)
+        return FeedForward(**(vars(self) | {"packed": packed}))
 
     @property
     def rows_down(self) -> Tensor:
@@ -100,10 +116,13 @@ def gathered_ffn(
     rows = x.reshape(-1, x.shape[-1])
     inputs = (rows, weights.up, weights.gate, weights.rows_down)
     biases = (weights.up_bias, weights.gate_bias, weights.down_bias)
-    limit = _dense_above(inputs) if dense_above is None else dense_above
+    packed = weights.packed if _may_be_packed(x, weights) else None
+    limit = _dense_above(inputs, packed is not None) if dense_above is None else dense_above
     if kept > limit * total:
         every = kept == total and check and not torch.compiler.is_compiling()
         mask = None if every else kept_channels(blocks, block, weights.up.shape[0])
+        if packed is not None:
+            return cpu.dense_packed(rows, packed, biases, mask, weights.activation).reshape(x.shape)
         return cpu.dense(*inputs[:3], weights.columns_down, *biases, mask, weights.activation).reshape(x.shape)
     return OPERATOR(*inputs, *biases, blocks, block, weights.activation).reshape(x.shape)
 
@@ -153,12 +172,20 @@ def _check(x: Tensor, weights: FeedForward, blocks: Tensor, block: int) -> None:
         raise ValueError(f"blocks of {block} channels: expected one of {BLOCKS}")
 
 
-def _dense_above(inputs: tuple[Any, ...]) -> float:
+def _may_be_packed(x: Tensor, weights: FeedForward) -> bool:
+    """Whether laid-out weights can be used: not in a trace, which cannot hold them, nor where a gradient is wanted."""
+    if torch.compiler.is_compiling() or not x.numel():
+        return False
+    held = (x, *(each for each in vars(weights).values() if isinstance(each, Tensor)))
+    return not (torch.is_grad_enabled() and any(each.requires_grad for each in held))
+
+
+def _dense_above(inputs: tuple[Any, ...], packed: bool) -> float:
     x = inputs[0]
     if x.device.type == "cuda":
         return DENSE_ABOVE_ON_GPU
     traced = torch.compiler.is_compiling()
-    return 1.0 if traced else cpu.dense_above(x, cpu.refuse_native(*inputs) is None)
+    return 1.0 if traced else cpu.dense_above(x, cpu.refuse_native(*inputs) is None, packed)
 
 
 def _run_triton(*arguments: Any) -> Tensor:

@@ -27,7 +27,8 @@ def probe_select(
 
     Returns blocks int32 [T, keep] (shared: [1, keep]), sorted, each once, as `gathered_ffn` takes a row of them; scores
     [T, blocks] (shared: [1, blocks]), fp32, of fp64 input fp64. Of equal scores the lower number wins. A NaN score, from a
-    NaN in x, stays in the scores and loses to all others: the list is valid whatever comes in. No gradient flows.
+    NaN in x, stays in the scores and loses to all others: the list is valid whatever comes in. Scores
+    have gradients, the list has none.
     Raises ValueError for what does not fit.
 
     One step of block matching pursuit on a measured state: the correlations of all blocks' atoms with the measurements, of
@@ -102,11 +103,19 @@ def _flops(x: Tensor, probes: Tensor, dictionary: Tensor, keep: int, shared: boo
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(*output)
+    ctx.mark_non_differentiable(output[0])
+    ctx.save_for_backward(*inputs[:3])
 
 
-def _no_gradients(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-    return (None,) * 5
+def _gradients(ctx: Any, grad_blocks: None, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+    """Of the scores, in the dtype of the scores: s = probes x, matches = s · dictionary, scores = Σ matches²."""
+    x, probes, dictionary = (each.to(grad_scores.dtype) for each in ctx.saved_tensors)
+    sketch, atoms = x @ probes.t(), dictionary.flatten(1)
+    matches = (sketch @ atoms).unflatten(1, dictionary.shape[1:])
+    slopes = (2 * matches * grad_scores[:, None]).flatten(1)
+    of_sketch = slopes @ atoms.t()
+    made = (of_sketch @ probes, of_sketch.t() @ x, (sketch.t() @ slopes).view_as(dictionary))
+    return *(grad.to(each.dtype) for grad, each in zip(made, ctx.saved_tensors, strict=True)), None, None
 
 
 OPERATOR = operator(
@@ -116,5 +125,5 @@ OPERATOR = operator(
     fake=_fake,
     flops=_flops,
     setup=_setup,
-    backward=_no_gradients,
+    backward=_gradients,
 )

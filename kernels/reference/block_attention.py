@@ -62,14 +62,15 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     layout: Sequence[Tensor], block: tuple[int, int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dq, dk, dv) = (scale · ds k, scale · dsᵀ q, pᵀ dout), ds = p ∘ (dout vᵀ - Σ out ∘ dout)."""
+    """(dq, dk, dv) = (scale · ds k, scale · dsᵀ q, pᵀ dout), ds = p ∘ (dout vᵀ - Σ out ∘ dout + dlse)."""
     kept, exact = keep_mask(layout, block, q, k), statistics_dtype(q.dtype)
     finite = lse.nan_to_num(neginf=0.0).unsqueeze(-1)
     weights = (scores(q, k, scale).to(exact) - finite).exp().masked_fill(~kept, 0.0)
     delta = (out.to(exact) * grad_out.to(exact)).sum(-1, keepdim=True)
+    delta = delta if grad_lse is None else delta - grad_lse.unsqueeze(-1)
     slopes = weights * ((grad_out @ spread(v, q).transpose(-1, -2)).to(exact) - delta)
     slopes, weights = slopes.to(q.dtype), weights.to(q.dtype)
     dq = slopes @ spread(k, q) * scale

@@ -60,8 +60,9 @@ def dq(
     grad_out += batch * grad_batch + head * grad_head
     out_tile = load_tile(out, rows, columns, out_row, queries, dim, True, PADDED)
     grad_tile = load_tile(grad_out, rows, columns, grad_row, queries, dim, True, PADDED)
-    products = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
     own = line * queries
+    of_lse = tl.load(delta + own + rows, mask=rows < queries, other=0.0)
+    products = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1) - of_lse
     tl.store(delta + own + rows, products, mask=rows < queries)
     ends = tl.load(lse + own + rows, mask=rows < queries, other=0.0)
     ends = tl.where(ends == float("-inf"), 0.0, ends)  # a row without a key: all its weights are masked
@@ -94,13 +95,14 @@ def dq(
 
 
 def block_attention_dq(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     layout: Sequence[Tensor], block: tuple[int, int], scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(dq as q, contiguous; delta fp32 [B, Hq, Sq])."""
+    """(dq as q, contiguous; delta fp32 [B, Hq, Sq]: Σ out · grad_out less the gradient of lse)."""
     grad_out, q, k, v, out = (contiguous_rows(each) for each in (grad_out, q, k, v, out))
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    delta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    given = q.new_zeros((), dtype=torch.float32) if grad_lse is None else grad_lse
+    delta = given.expand(q.shape[:3]).clone(memory_format=torch.contiguous_format)
     if grad_q.numel() == 0:
         return grad_q, delta
     row, grid, dim = config("dq", q, block), Grid.of(q, k, layout, block), q.shape[-1]

@@ -101,8 +101,9 @@ def softmax_terms(
     Kernels that keep no weights make them anew, p_ij = exp(s_ij - lse_i), and take the gradient of a score as
     p_ij (dout_i · v_j - dout_i · out_i). Of a query with one key eager, which keeps the weights, has p = 1 and a
     difference of equals, both exact; here is left what one rounding each makes of
-      out, as it was stored (‖dout_i ∘ out_i‖, as of independent ones), and of the fp32 sum dout_i · out_i at its terms'
-      size; lse, which is stored in fp32: its size times p_ij.
+      out, as it was stored: ‖dout_i ∘ out_i‖, as of independent ones
+      lse, which is stored in fp32, and the fp32 sums q_i · k_j, which it is subtracted from, and dout_i · out_i: at the
+      size of their terms
 
     weights [B, Hq, Sq, Sk], grad, out, lse in fp64; inputs q, k, v as the kernels get them.
     """
@@ -110,7 +111,7 @@ def softmax_terms(
     group, single = q.shape[1] // k.shape[1], torch.finfo(torch.float32).eps / torch.finfo(inputs[0].dtype).eps
     k, v = (each.repeat_interleave(group, 1) for each in (k, v))
     terms, shift = grad * out, (grad * out).sum(-1, keepdim=True)
-    size = single * finite(lse).abs()[..., None]
+    size = single * (finite(lse).abs()[..., None] + abs(scale) * (q.abs() @ k.abs().transpose(-1, -2)))
     slopes = (grad @ v.transpose(-1, -2) - shift).abs()
     by_score = weights * scale * (terms.norm(dim=-1, keepdim=True) + single * terms.abs().sum(-1, True) + size * slopes)
     of_keys = by_score.transpose(-1, -2) @ q.abs(), (weights * size).transpose(-1, -2) @ grad.abs()

@@ -69,9 +69,10 @@ def test_the_reference_is_the_derivative_of_itself():
     arguments = (blocks.tensors(), blocks.block, 0.25)
     leaves = [each.requires_grad_() for each in inputs]
     out, lse = reference.forward(*leaves, *arguments)
-    grad = torch.randn_like(out)
-    by_hand = reference.backward(grad, *inputs, out.detach(), lse.detach(), *arguments)
-    for mine, exact in zip(by_hand, torch.autograd.grad(out, leaves, grad), strict=True):
+    grad, grad_lse = torch.randn_like(out), torch.randn_like(lse)
+    by_hand = reference.backward(grad, grad_lse, *inputs, out.detach(), lse.detach(), *arguments)
+    total = (out * grad).sum() + (lse.masked_fill(lse.isinf(), 0) * grad_lse).sum()
+    for mine, exact in zip(by_hand, torch.autograd.grad(total, leaves), strict=True):
         torch.testing.assert_close(mine, exact, rtol=0, atol=1e-13)
 
 
@@ -79,6 +80,18 @@ def test_gradients_are_derivatives_in_fp64():
     *inputs, blocks = a_call(dtype=torch.float64)
     leaves = [each[..., :4].clone().requires_grad_() for each in inputs]
     assert torch.autograd.gradcheck(lambda *each: block_attention(*each, blocks), leaves, fast_mode=True)
+
+
+def test_the_gradient_of_lse_alone_and_of_both():
+    *inputs, blocks = a_call(dtype=torch.float64)
+    leaves = [each[..., :4].clone().requires_grad_() for each in inputs]
+
+    def finite(*each):
+        out, lse = block_attention(*each, blocks, return_lse=True)
+        return out, lse.masked_fill(lse.isinf(), 0)
+
+    assert torch.autograd.gradcheck(finite, leaves, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *each: finite(*each)[1], leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
@@ -90,7 +103,7 @@ def test_operator_is_registered_whole(backend, device, monkeypatch):
     torch.library.opcheck(OPERATOR, (*leaves, blocks.tensors(), *blocks.block, 0.25))
     out, lse = block_attention(*inputs, blocks, return_lse=True)
     backward = torch.ops.surgery.block_attention_backward.default
-    given = [each.detach() for each in (torch.randn_like(out), *inputs, out, lse)]
+    given = [each.detach() for each in (torch.randn_like(out), torch.randn_like(lse), *inputs, out, lse)]
     torch.library.opcheck(backward, (*given, blocks.tensors(), *blocks.block, 0.25))
 
 
@@ -120,10 +133,10 @@ def test_exports_with_a_symbolic_batch(device):
     assert torch.equal(program.module()(*more), block_attention(*more, blocks))
 
 
-def test_lse_is_given_and_has_no_gradient(device):
+def test_lse_is_given(device):
     *inputs, blocks = a_call(device)
     out, lse = block_attention(*(each.requires_grad_() for each in inputs), blocks, return_lse=True)
-    assert out.requires_grad and not lse.requires_grad and lse.dtype == torch.float32
+    assert out.requires_grad and lse.requires_grad and lse.dtype == torch.float32
     assert lse[:, :, 4:7].isneginf().all() and lse[:, :, 7:].isfinite().all()
 
 

@@ -64,6 +64,7 @@ class Inputs:
     k: torch.Tensor
     v: torch.Tensor
     grad: torch.Tensor
+    grad_lse: torch.Tensor | None = None
 
 
 def inputs(shape: Shape, dtype: torch.dtype) -> Inputs:
@@ -75,7 +76,7 @@ def inputs(shape: Shape, dtype: torch.dtype) -> Inputs:
         return inside.copy_(torch.randn(inside.shape))
 
     sizes = [(shape.heads, shape.queries), *[(shape.kv_heads, shape.keys)] * 2, (shape.heads, shape.queries)]
-    return Inputs(*(guarded(*size) for size in sizes))
+    return Inputs(*(guarded(*size) for size in sizes), torch.randn(shape.batch, shape.heads, shape.queries))
 
 
 def run(backend: str, it: Inputs, blocks: Blocks) -> list[torch.Tensor]:
@@ -86,7 +87,7 @@ def run(backend: str, it: Inputs, blocks: Blocks) -> list[torch.Tensor]:
     else:
         forward, backward, wide = cpu.native_forward, cpu.native_backward, (backend == "widened",)
     out, lse = forward(it.q, it.k, it.v, *rest, *wide)
-    return [out, lse, *backward(it.grad, it.q, it.k, it.v, out, lse, *rest, *wide)]
+    return [out, lse, *backward(it.grad, it.grad_lse, it.q, it.k, it.v, out, lse, *rest, *wide)]
 
 
 def dense(it: Inputs, mask: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -98,12 +99,15 @@ def dense(it: Inputs, mask: torch.Tensor, dtype: torch.dtype) -> list[torch.Tens
     scores = scores.masked_fill(~patterns, float("-inf"))
     weights = scores.softmax(-1).masked_fill(~patterns, 0.0)
     out = weights @ v.repeat_interleave(share, 1)
-    grads = torch.autograd.grad(out, (q, k, v), it.grad.to(dtype))
-    return [out.detach(), scores.detach().logsumexp(-1), *(grad.nan_to_num(0.0) for grad in grads)]
+    lse = scores.to(torch.promote_types(dtype, torch.float32)).logsumexp(-1)
+    seen = torch.where(lse.isinf(), 0, lse)
+    given = it.grad.to(dtype), torch.zeros_like(seen) if it.grad_lse is None else it.grad_lse.to(seen.dtype)
+    grads = torch.autograd.grad((out, seen), (q, k, v), given)
+    return [out.detach(), lse.detach(), *(grad.nan_to_num(0.0) for grad in grads)]
 
 
-def logsumexp(it: Inputs, blocks: Blocks, dtype: torch.dtype) -> torch.Tensor:
-    return dense(it, blocks.dense_mask(), dtype)[1]
+def logsumexp(it: Inputs, blocks: Blocks) -> torch.Tensor:
+    return dense(it, blocks.dense_mask(), torch.float32)[1]
 
 
 def weights_of(it: Inputs, blocks: Blocks) -> torch.Tensor:
@@ -131,7 +135,7 @@ def test_no_further_from_exact_than_eager(backend, shape, dtype):
         exact, eager = (dense(it, blocks.dense_mask(), each) for each in (torch.float64, dtype))
         weights, scale = weights_of(it, blocks), shape.dim**-0.5
         terms = softmax_terms(weights, (it.q, it.k, it.v), it.grad.double(), *exact[:2], scale)
-        eager[1] = logsumexp(it, blocks, torch.float32)  # ours are made from sums in fp32
+        eager[1] = logsumexp(it, blocks)  # ours are made from sums in fp32
         return Draw(lambda: checked(it, blocks, exact), eager, exact, [None, None, *terms])
 
     def checked(it: Inputs, blocks: Blocks, exact: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -155,6 +155,25 @@ def test_log_sum_exp(device):
     torch.testing.assert_close(lse.double(), truth, rtol=0, atol=4e-6)  # a few roundings of values up to 8
 
 
+def test_gradients_of_the_log_sum_exp(device):
+    scene = Scene("", (1, 4, 2), (50, 70), 32, (32, 64), "holes", 4)
+    q, k, v, grad = inputs_of(scene, torch.float32, device)
+    blocks, weight = Blocks.from_mask(mask_of(scene).to(device), scene.block), torch.randn(1, 4, 50, device=device)
+    scores = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) * 32**-0.5
+
+    def loss(q, k):
+        lse = block_attention(q, k, v, blocks, return_lse=True)[1]
+        return (lse.masked_fill(lse.isinf(), 0) * weight).sum()
+
+    leaves = [each.detach().requires_grad_() for each in (q, k)]
+    made = torch.autograd.grad(loss(*leaves), leaves)
+    share = scores.masked_fill(~blocks.dense_mask(), float("-inf")).softmax(-1).nan_to_num(0)
+    share = share * weight[..., None] * 32**-0.5
+    exact = share @ k.double().repeat_interleave(2, 1), (share.mT @ q.double()).unflatten(1, (2, 2)).sum(2)
+    for mine, truth in zip(made, exact, strict=True):
+        torch.testing.assert_close(mine.double(), truth, rtol=1e-5, atol=1e-5)
+
+
 def test_large_scores_do_not_overflow(device):
     """exp of scores up to 1000 is far beyond fp32: only differences to a row's peak or sum may be taken.
 

@@ -280,6 +280,33 @@ def test_dense_gives_the_same_result(dtype, blocks, both):
         assert_as_good_as_eager(dense, problem, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("blocks", ["some", "all"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_laid_out_once_gives_the_same_result(dtype, blocks, gated):
+    def dense(*inputs) -> Tensor:
+        x, up, gate, down_t, *biases, listed, block, activation = inputs
+        weights = FeedForward(up, None, gate, down_t, *biases, activation).with_packed(8)
+        assert weights.packed is not None
+        with torch.no_grad():
+            return gathered_ffn(x, weights, listed, block=block, dense_above=0.0)
+
+    assert_as_good_as_eager(dense, Problem(5, 60, 300, 64, activation="silu", gated=gated, blocks=blocks), dtype)
+
+
+def test_laid_out_weights_are_left_alone_where_they_cannot_serve():
+    x, weights, blocks, block = layer(Problem(6, 40, 96, blocks="all"))
+    laid_out = weights.with_packed()
+    expected = gathered_ffn(x, weights, blocks, block=block, dense_above=0.0)
+    leaf = x.clone().requires_grad_()
+    torch.autograd.grad(gathered_ffn(leaf, laid_out, blocks, block=block, dense_above=0.0).sum(), leaf)
+    compiled = torch.compile(Layer(laid_out, block), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, blocks), expected)
+    assert gathered_ffn(x[:0], laid_out, blocks, block=block, dense_above=0.0).shape == (0, 40)
+    half = replace(weights, up=weights.up.half(), down_t=weights.down_t.half(), up_bias=None, down_bias=None)
+    assert half.with_packed().packed is None
+
+
 def test_leading_dims_are_rows():
     x, weights, blocks, block = layer(Problem(6, 40, 96))
     out = gathered_ffn(x.reshape(2, 3, 40), weights, blocks, block=block, dense_above=1.0)

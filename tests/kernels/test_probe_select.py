@@ -132,10 +132,16 @@ def test_opcheck_compile_export(device):
     assert exported(x[:2])[0].shape == (2, 3)
 
 
-def test_no_gradient_flows():
-    x = torch.randn(4, 30, requires_grad=True)
-    blocks, scores = probe_select(x, torch.randn(8, 30), torch.randn(8, 12), 3)
-    assert not blocks.requires_grad and not scores.requires_grad
+@pytest.mark.parametrize("shared", [False, True])
+def test_scores_have_gradients_and_lists_have_none(shared):
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 7), (5, 7), (5, 2, 6))]
+    blocks, scores = OPERATOR(*leaves, 3, shared)
+    assert not blocks.requires_grad and scores.requires_grad
+    assert torch.autograd.gradcheck(lambda *each: OPERATOR(*each, 3, shared)[1], leaves)
+    traced = torch.compile(lambda *each: OPERATOR(*each, 3, shared)[1], fullgraph=True, backend="aot_eager")
+    ours, plain = (torch.autograd.grad(made.sum(), leaves) for made in (traced(*leaves), scores))
+    assert all(map(torch.allclose, ours, plain))
 
 
 def test_flops():
