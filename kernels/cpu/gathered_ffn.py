@@ -94,7 +94,8 @@ def dense_above(x: Tensor, native_runs: bool, packed: bool) -> float:
     """
     rows, half = x.shape[0], x.dtype == torch.bfloat16
     if native_runs and packed:
-        limits = ((1, 0.9), (8, 0.8), (32, 0.68), (MOST_ROWS, 0.55)) if half else ((1, 1.0), (8, 0.78), (MOST_ROWS, 0.66))
+        fp32, bf16 = ((1, 1.0), (8, 0.78), (MOST_ROWS, 0.66)), ((1, 0.9), (8, 0.8), (32, 0.68), (MOST_ROWS, 0.55))
+        limits = bf16 if half else fp32
         return next(limit for most, limit in limits if rows <= most)
     if not native_runs:
         return 0.35 if rows <= MOST_ROWS else 0.7
