@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from surgery.bundle.faults import MISMATCH
+from surgery.bundle.files import OWN
 from surgery.bundle.tensors import Entry
 from surgery.diagnostics import BundleError
 
@@ -59,7 +60,7 @@ def _write_shard(path: Path, shard: Mapping[str, Tensor]) -> None:
 
 def tensor_files(names: Mapping[str, Any]) -> list[str]:
     """Which of a bundle's files hold tensors."""
-    return sorted(name for name in names if name.endswith(".safetensors"))
+    return sorted(name for name in names if name.endswith(".safetensors") and OWN.fullmatch(name))
 
 
 def read_tensors(

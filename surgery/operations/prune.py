@@ -74,6 +74,12 @@ class Prune:
         "folds; heads and channels are folded where there is calibration data",
     )
     multiple: int = setting(whole(at_least=1), default=1, doc="what is kept is rounded up to a multiple of this")
+    ids: str = setting(
+        "new",
+        "old",
+        default="new",
+        doc="of token embeddings: what the model is fed, the ids of the tokenizer that is cut with it, or the original's",
+    )
     seed: int = setting(whole(at_least=0), default=0, doc="of `random`")
 
     def conflicts(self) -> Iterable[Diagnostic]:
@@ -104,6 +110,10 @@ class Prune:
             from surgery.targets.unit_plan import plan_units
 
             return plan_units(self, anatomy, sites)
+        if kinds == {"embedding"} and {site.role for site in sites} == {"token"}:
+            from surgery.targets.vocabulary import plan_vocabulary
+
+            return plan_vocabulary(self, anatomy, sites)
         if kinds == {"block"}:
             from surgery.targets.layers import plan_layers
 
@@ -114,7 +124,7 @@ class Prune:
             f"prune cannot cut `{self.target.text or self.target}` yet",
             code="S314",
             span=self.clause.span if self.clause else None,
-            help="prune `class embeddings`, `mlp channels` or `attention heads`",
+            help="prune `class embeddings`, `token embeddings`, `mlp channels`, `attention heads` or `layers`",
         )
 
     def _fault(self, message: str, help: str) -> Diagnostic:

@@ -15,10 +15,11 @@ from surgery.models import LoadedModel
 from surgery.models.checkpoint import require_finite
 from surgery.models.data import Data, open_data
 from surgery.models.digest import digest
+from surgery.session.feeding import as_before
 from surgery.session.given import given_data
 from surgery.session.prepare import Prepared, pointing_at
 from surgery.session.requirements import CLOCKED, SIZES
-from surgery.session.rewrite import rewrite
+from surgery.session.rewrite import choose, rewrite
 from surgery.targets.context import Context, Progress
 from surgery.verify.measurement import BETTER, Measurement
 from surgery.verify.outputs import tensors_of
@@ -157,11 +158,13 @@ def control_rows(
     return rows
 
 
-def _variant(prepared: Prepared, changes: dict[str, Any], context: Context) -> GraphModule:
+def _variant(prepared: Prepared, changes: dict[str, Any], context: Context) -> nn.Module:
     """The cuts with other options; those of another operation than the first stay as they are."""
     kind = type(prepared.works[0])
     works = [replace(w, options=replace(w.options, **changes)) if type(w) is kind else w for w in prepared.works]
-    return rewrite(replace(prepared, works=tuple(works)), context=context)
+    changed = replace(prepared, works=tuple(works))
+    choices = choose(changed, context)
+    return as_before(changed, choices, rewrite(changed, choices, context))
 
 
 def size_rows(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[str, dict[str, int]]:

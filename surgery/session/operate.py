@@ -22,6 +22,7 @@ from surgery.session.evidence import (
     size_rows,
     unmeasured,
 )
+from surgery.session.feeding import as_before, fed, files_of
 from surgery.session.findings import embeddings_findings, samples_finding
 from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
@@ -108,11 +109,12 @@ def operate(
     choices = choose(prepared, context)
     rewritten = rewrite(prepared, choices, context, after=after)
     report = new_report(prepared, choices)
-    sized = timed_inputs(prepared.model, evidence.data if evidence else None)
+    inputs = fed(prepared, choices, inputs)
+    sized = fed(prepared, choices, timed_inputs(prepared.model, evidence.data if evidence else None))
     report["size"] = size_rows(original, rewritten, sized)
     if evidence:
         report["parity"] = parity(rewritten, reference(prepared, choices, context), inputs)
-        _measure(report, prepared, evidence, rewritten, context if controls else None)
+        _measure(report, prepared, evidence, as_before(prepared, choices, rewritten), context if controls else None)
     if timing:
         uncut, task = prepared.anatomy.graph_module, evidence.data.task
         report["latency"] = latency_rows(original, rewritten, uncut, sized, progress, compiled=compiled, task=task)
@@ -120,11 +122,12 @@ def operate(
     report["findings"] = _findings(prepared, choices) + report["findings"]
     report["requirements"] = judge(requires, report)
     refuse_broken(report, requires)
-    return Result(rewritten, prepared.plan, report, manifest(prepared, report), prepared.program.spec)
+    files = files_of(prepared, choices)
+    return Result(rewritten, prepared.plan, report, manifest(prepared, report), prepared.program.spec, files)
 
 
 def _measure(
-    report: dict, prepared: Prepared, evidence: Evidence, rewritten: GraphModule, context: Context | None
+    report: dict, prepared: Prepared, evidence: Evidence, rewritten: nn.Module, context: Context | None
 ) -> None:
     """Quality before and after; of the controls too where a context to choose them in is given."""
     before = evidence.measure(prepared.model.module, "the original")

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from surgery.lowering import quicken
+from surgery.models import LoadedModel
 from surgery.models.data import Data
 from surgery.passes.runner import Observer, run_passes
 from surgery.session.matching import asks_match, matched
@@ -20,7 +21,7 @@ Choices = tuple[Choice | None, ...]
 
 def context_of(prepared: Prepared, data: Data | None = None, progress: Progress = silent) -> Context:
     """What the cuts of a spec are chosen with: its schedule, and what the data holds to calibrate on."""
-    return Context(prepared.schedule, _calibration(prepared, data), progress)
+    return Context(prepared.schedule, _calibration(prepared, data), progress, source=_source(prepared.model))
 
 
 def choose(prepared: Prepared, context: Context) -> Choices:
@@ -71,6 +72,13 @@ def _in_order(prepared: Prepared) -> list[int]:
     place = {node: index for index, node in enumerate(prepared.anatomy.graph_module.graph.nodes)}
     first = [place.get(getattr(work, "reader", None), -1) for work in prepared.works]
     return sorted(range(len(first)), key=first.__getitem__)
+
+
+def _source(model: LoadedModel) -> Mapping[str, Any]:
+    """What the model brings beside its weights; of a module given from Python its own `config`, where it has one."""
+    config = getattr(model.module, "config", None)
+    told = config.to_dict() if hasattr(config, "to_dict") else {}
+    return model.source or {"config": told}
 
 
 def _calibration(prepared: Prepared, data: Data | None) -> Calibration | None:

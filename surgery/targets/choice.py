@@ -22,8 +22,8 @@ class Candidate:
 @dataclass(frozen=True, eq=False)
 class Choice:
     """`keep` [n] coordinates, ascending; new weights of consumers by weight name, (W' [M, n], b' [M] or None); new
-    producers' tensors by name, at their compact size, with the axis that was cut (None where none was); all candidates that were measured;
-    notes for the report."""
+    producers' tensors by name, at their compact size, with the axis that was cut (None where none was); all candidates
+    that were measured; notes for the report; of a vocabulary the `unknown` token, an old id read for what is gone."""
 
     keep: Tensor
     chosen: Candidate
@@ -31,3 +31,4 @@ class Choice:
     linears: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     tensors: Mapping[str, tuple[Tensor, int | None]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unknown: int | None = None

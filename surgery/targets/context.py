@@ -1,7 +1,8 @@
 """What a cut may look at beside the model's weights: the sampling schedule, data to calibrate on, and who watches."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch.fx import GraphModule
 
@@ -26,12 +27,14 @@ class Context:
     calibration  None where there is nothing to calibrate on
     progress     called with (stage, done, total); total 0 where it is not known
     passage      the calibration data on its way through the network, for cuts that are chosen one after the other
+    source       the model's config and tokenizer files, as in LoadedModel
     """
 
     schedule: Schedule | None = None
     calibration: Calibration | None = None
     progress: Progress = silent
     passage: Passage | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def begun(self, graph_module: GraphModule) -> "Context":
         """The same with a passage at its beginning, where there is data to calibrate on."""

@@ -69,13 +69,13 @@ def _mean(
     done = 0
     for inputs in data:
         given = data.placed(graph_module, inputs)
+        done += len(next(value for value in given.values() if isinstance(value, Tensor)))
         for place, (one, other) in enumerate(_streamed(graph_module, pairs, given)):
             values = of(_cosine(one, other))
             real = _real(values, inputs)
             sums[place] += (values * real).sum().cpu()
             count[place] += real.sum().cpu()
-        done += 1
-        context.progress("measuring what layers do", done, len(data))
+        context.progress("measuring what layers do", done, data.rows)
     return sums / count.clamp_min(1)
 
 

@@ -119,7 +119,7 @@ class Layers:
         if by != "magnitude" and context.calibration is None:
             raise RefusalError(
                 f"`by {by}` needs data that passes the layers, and there is none",
-                code="S319",
+                code="S323",
                 span=self.options.clause.span if self.options.clause else None,
                 help="name some with `data`, or rank `by magnitude`, which reads weights alone",
             )
