@@ -3,6 +3,7 @@
 from math import isfinite
 
 PERCENT_METRICS = ("accuracy",)
+PHASES = {"prefill": "prefill of", "decode": "one token behind"}
 
 
 def count(value: float) -> str:
@@ -58,8 +59,7 @@ def milliseconds(value: float) -> str:
 
 def run(row: dict) -> str:
     """What a latency row is of: "eager, batch 8", or "eager, batch 8, prefill of 512" for a sequence of a known length."""
-    what = f"{row['phase']} of" if "phase" in row else "length"
-    length = f", {what} {row['length']}" if "length" in row else ""
+    length = f", {PHASES.get(row.get('phase'), 'length')} {row['length']}" if "length" in row else ""
     return f"{row['mode']}, batch {row['batch']}{length}"
 
 

@@ -13,6 +13,7 @@ from surgery.lowering import quicken
 from surgery.models import LoadedModel
 from surgery.models.data import Data
 from surgery.passes.graph_copy import copy_graph_module
+from surgery.session.decoding import WRITING, decode_rows
 from surgery.targets.context import Progress
 from surgery.verify.memory import WHAT, peak_memory
 from surgery.verify.outputs import tensors_of
@@ -44,7 +45,8 @@ def latency_rows(
     """Interleaved timings of the original and the rewritten model, eager at several batch sizes, compiled at the largest.
 
     `uncut` is the captured graph: it says how much of a gain is the cut's own. Rows of a model that writes are of its
-    prefill, the whole sequence in one pass: `phase` and `length` say so.
+    prefill, the whole sequence in one pass, and more rows of its decoding, one token behind the others: `phase` and
+    `length` say so.
     """
     wanted = TASK_BATCHES if task else BATCHES
     batches = fitting(before, inputs, wanted)
@@ -58,7 +60,8 @@ def latency_rows(
         progress=lambda text: progress(text, 0, 0),
     )
     skipped = [{"mode": "eager", "batch": batch, "skipped": _too_large(batch)} for batch in wanted[len(batches) :]]
-    return [row | _told(inputs, task) for row in rows + skipped]
+    rows = [row | _told(inputs, task) for row in rows + skipped]
+    return rows + (decode_rows(uncut, after, inputs, batches, progress) if task in WRITING else [])
 
 
 def memory_row(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def _told(inputs: Inputs, task: str | None) -> dict[str, Any]:
     first = next((leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
     if task is None or first is None or first.dim() != 2:
         return {}
-    phase = {"phase": "prefill"} if task in ("causal-lm", "seq2seq-lm") else {}
+    phase = {"phase": "prefill"} if task in WRITING else {}
     return phase | {"length": first.shape[1]}
 
 

@@ -46,11 +46,11 @@ def test_a_cut_is_proven_at_two_batch_sizes_and_two_lengths(kind, root):
     assert len({found["sha256"], found["held_out"]["sha256"], found["calibration"]["sha256"]}) == 3
 
 
-def test_latency_is_of_a_prefill_as_long_as_the_data(root):
+def test_latency_is_of_a_prefill_as_long_as_the_data_and_of_a_token_behind_it(root):
     path = spec(root, "gpt2", "require latency <= 100x", "require perplexity <= 100x; require logit kl <= 10")
     report = apply(path, compiled=False, controls=False).report
     assert [(row["mode"], row["batch"], row["phase"], row["length"]) for row in report["latency"]] == [
-        ("eager", batch, "prefill", 16) for batch in (1, 8, 32)
+        ("eager", batch, phase, length) for phase, length in (("prefill", 16), ("decode", 15)) for batch in (1, 8, 32)
     ]
     assert report["memory"]["batch"] == 32 and len(report["requirements"]) == 3
     with pytest.raises(UnprovenError) as caught:
@@ -66,11 +66,33 @@ def test_a_batch_too_large_for_its_outputs_is_skipped_and_told(root, monkeypatch
 
     monkeypatch.setattr(clocked, "LARGEST", 10 * 16 * 72 * 4)
     report = apply(spec(root, "gpt2"), compiled=False, controls=False).report
-    assert [row.get("skipped") is None for row in report["latency"]] == [True, True, False]
+    runs = [(row["phase"], row["batch"]) for row in report["latency"] if "skipped" not in row]
+    assert runs == [("prefill", 1), ("prefill", 8), ("decode", 1), ("decode", 8)]
     assert report["memory"]["batch"] == 8
     render(report, Console(width=120, file=(told := StringIO())))
     assert "eager, batch 8, prefill of 16" in told.getvalue()
     assert "skipped, the outputs of batch 32 take more than" in told.getvalue()
+
+
+def test_the_next_token_is_that_of_the_whole_graph(root):
+    import torch
+
+    from surgery.anatomy.capture import capture
+    from surgery.generation import decoder_of
+    from surgery.models import open_model
+    from surgery.session.decoding import decode_rows, next_token
+
+    for kind in ("llama", "t5"):
+        model = open_model(f"hf:{saved.save(kind, root / kind)}")
+        graph = capture(model.module, model.example_inputs)
+        read = next_token(decoder_of(graph), model.example_inputs)
+        with torch.no_grad():
+            whole = model.module(**model.example_inputs).logits[:, -1:]
+            assert all(torch.allclose(read(), whole, rtol=1e-4, atol=1e-4) for _ in range(3)), kind
+    model = open_model(f"hf:{saved.save('bert-masked', root / 'bert-masked')}")
+    graph = capture(model.module, model.example_inputs)
+    (row,) = decode_rows(graph, graph, model.example_inputs, (1, 8), lambda *told: None)
+    assert row["phase"] == "decode" and row["skipped"]
 
 
 def test_sites_plan_and_a_plan_applied(root, capsys, tmp_path, monkeypatch):
