@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from surgery.report import verdict, wording
+from surgery.report.alike import folded, folded_names
 from surgery.report.document import finding
 from surgery.report.sheet import Sheet
 
@@ -30,7 +31,7 @@ def render_plan(document: dict, console: Console, *, full: bool = False) -> None
     sheet = Sheet(console)
     sheet.line(f"plan for {document.get('model', {}).get('reference', 'a model')}", "bold")
     for selector in document.get("selectors", ()):
-        sheet.line(f"  {selector['text']} → {'; '.join(selector['matched'])}", "dim")
+        sheet.line(f"  {selector['text']} → {'; '.join(folded_names(selector['matched']))}", "dim")
     _actions(sheet, document, full=full)
     _sizes(sheet, document)
     _notes(sheet, document)
@@ -56,7 +57,8 @@ def _header(sheet: Sheet, document: dict) -> None:
 def _actions(sheet: Sheet, document: dict, *, full: bool = False) -> None:
     for clause, place, actions in _by_clause(document.get("actions", ())):
         sheet.heading(clause, place)
-        sheet.table(["site", "change", "left", "saved"], [_action_row(sheet, action) for action in actions], left=4)
+        shown = actions if full else folded(actions)
+        sheet.table(["site", "change", "left", "saved"], [_action_row(sheet, action) for action in shown], left=4)
         told = [note for action in actions for note in (_choice(action), *action.get("notes", ()))]
         for note in dict.fromkeys(filter(None, told)):  # copies of one site say the same
             sheet.line(f"  {note}", "dim")
