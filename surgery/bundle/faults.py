@@ -17,6 +17,8 @@ FILE_NAME = "S712"
 UNSTORABLE = "S713"
 DEVICE = "S714"
 MANIFEST = "S715"
+EXPORT = "S716"
+LIBRARY = "S717"
 
 WRITE_AGAIN = "the file was edited by hand or written by another program: write the bundle again with `surgery apply`"
 

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch.fx import GraphModule
 
+from surgery.bundle.exported import PT2, Inputs, write_pt2
 from surgery.bundle.faults import DEVICE, UNWRITABLE
 from surgery.bundle.files import (
     GRAPH,
@@ -38,13 +39,15 @@ def save(
     report_html: str | None = None,
     extra: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
+    pt2: Inputs | None = None,
 ) -> Path:
     """Write a bundle, whole or not at all, and return its folder.
 
     `manifest` says where the model came from; the keys format, versions and files are the bundle's own and are
-    written afresh. `extra` are further files by plain name, such as config.json. An existing folder is refused, or
+    written afresh. `extra` are further files by plain name, such as config.json. `pt2` are the inputs of a forward
+    pass with which `model.pt2` is exported too. An existing folder is refused, or
     with `overwrite` replaced in one step if it is a bundle. The same module and texts give the same bytes.
-    Raises BundleError: S701 folder exists, S702 disk or permission, S707 to S715 what a bundle cannot hold.
+    Raises BundleError: S701 folder exists, S702 disk or permission, S707 to S716 what a bundle cannot hold.
     """
     target = Path(os.path.abspath(os.path.realpath(folder)))
     extra = dict(extra or {})
@@ -64,6 +67,8 @@ def save(
                     (staging / name).write_bytes(text.encode())
             for name, content in extra.items():
                 (staging / name).write_bytes(content)
+            if pt2 is not None:
+                write_pt2(staging / PT2, graph_module, pt2)
             write_manifest(staging, manifest)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -52,7 +52,7 @@ def _form(spec: TreeSpec, place: str) -> Form:
         context = json.dumps(spec.context, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise _unwritable(place, f"`{_written(spec.type)}`") from error
-    names = _names(spec.context, spec.num_children)
+    names = names_of(spec.context, spec.num_children)
     known = [f.name for f in dataclasses.fields(spec.type)] if dataclasses.is_dataclass(spec.type) else []
     fields = known + [name for name in names if name not in known]
     return Form("object", _written(spec.type), context, names, tuple(fields))
@@ -71,7 +71,7 @@ def _write_form(form: Form, items: list[Any]) -> dict[str, Any]:
     }
 
 
-def _names(context: Any, count: int) -> tuple[str, ...]:
+def names_of(context: Any, count: int) -> tuple[str, ...]:
     """Field names, where the class was flattened by name: `[names]` (dict-like) or `[[names], [empty]]` (dataclass)."""
     for names in (context, context[0] if isinstance(context, list | tuple) and context else None):
         if isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names):

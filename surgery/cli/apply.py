@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "-o", "--out", metavar="FOLDER", type=Path, help="where the bundle goes; without it none is saved"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--pt2", action="store_true", help="put model.pt2 of torch.export into the bundle as well")
     parser.add_argument(
         "--locked", action="store_true", help="leave out what the clock measures: same inputs, same bytes"
     )
@@ -55,7 +56,7 @@ def run(args: Namespace) -> int:
             _print(args, error.report)
         raise
     if args.out:
-        result.save(args.out, overwrite=args.overwrite, timings=not args.locked)
+        result.save(args.out, overwrite=args.overwrite, timings=not args.locked, pt2=args.pt2)
     _print(args, result.report)
     if not (args.out or args.quiet or args.json):
         print(f"to save the result: `surgery apply {args.spec} --out FOLDER`", file=sys.stderr)

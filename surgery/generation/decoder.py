@@ -33,9 +33,12 @@ class Decoder:
     frame_inputs: tuple[str, ...]
     step: Step
 
-    def start(self, given: Mapping[str, Any], rows: int, capacity: int) -> "Text":
-        """Begin a batch of `rows` texts of at most `capacity` tokens. `given` are the other inputs of the prompt."""
-        return Text(self, dict(given), rows, capacity)
+    def start(self, given: Mapping[str, Any], rows: int, capacity: int, *, exact: bool = True) -> "Text":
+        """Begin a batch of `rows` texts with room for `capacity` tokens. `given` are the other inputs of the prompt.
+
+        A model whose positions end before is refused at the first token, or, if not `exact`, at its last position.
+        """
+        return Text(self, dict(given), rows, capacity, exact)
 
 
 def decoder_of(graph_module: GraphModule) -> Decoder:
@@ -60,8 +63,8 @@ def made(parts: Parts) -> Decoder:
 class Text:
     """A batch of texts as they grow."""
 
-    def __init__(self, decoder: Decoder, given: dict[str, Any], rows: int, capacity: int) -> None:
-        self.decoder, self.given, self.rows = decoder, given, rows
+    def __init__(self, decoder: Decoder, given: dict[str, Any], rows: int, capacity: int, exact: bool) -> None:
+        self.decoder, self.given, self.rows, self.exact = decoder, given, rows, exact
         self.memory = Memory(capacity)
         self.frame: list[Any] = []
 
@@ -95,17 +98,23 @@ class Text:
         self.frame = []
 
     def _frame(self, tokens: Tensor) -> list[Any]:
-        capacity = self.memory.capacity
-        inputs = inputs_at(self.decoder.parts, self.given, tokens.new_zeros(self.rows, capacity), capacity)
-        stand_in = {name: inputs[name] for name in self.decoder.frame_inputs}
-        try:
-            with torch.no_grad():
-                return pytree.tree_leaves(self.decoder.frame(**stand_in))
-        except (IndexError, RuntimeError) as error:
-            raise wrong(
-                f"the model cannot be run at length {capacity}: {str(error).splitlines()[0]}",
-                "ask for fewer new tokens, or give a shorter prompt: the model's positions may end there",
-            ) from error
+        """The frame at the greatest length, or as near to it as the model's positions go."""
+        memory = self.memory
+        while True:
+            try:
+                return self._frame_at(tokens, memory.capacity)
+            except (IndexError, RuntimeError) as error:
+                if self.exact or memory.capacity == memory.total:
+                    raise wrong(
+                        f"the model cannot be run at length {memory.capacity}: {str(error).splitlines()[0]}",
+                        "ask for fewer new tokens, or give a shorter prompt",
+                    ) from error
+                memory.reserve(memory.total + (memory.capacity - memory.total) // 2)
+
+    def _frame_at(self, tokens: Tensor, length: int) -> list[Any]:
+        inputs = inputs_at(self.decoder.parts, self.given, tokens.new_zeros(self.rows, length), length)
+        with torch.no_grad():
+            return pytree.tree_leaves(self.decoder.frame(**{name: inputs[name] for name in self.decoder.frame_inputs}))
 
     def _cut(self, cut: Cut, value: Tensor) -> Tensor:
         for axis, role in cut.axes:

@@ -1,5 +1,6 @@
 """The graph of the frame: every tensor that the stream is handed, at the greatest length."""
 
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from surgery.anatomy.graphs import ancestors, aten, is_op, placeholders
@@ -27,9 +28,20 @@ def frame_of(parts: Parts, step: Step) -> tuple[GraphModule, tuple[str, ...]]:
             _refuse_stream(parts, node)
             made[node] = graph.node_copy(node, made.__getitem__)
             made[node].meta = {}
+            if is_op(node, aten.embedding):
+                with graph.inserting_before(made[node]):
+                    table, index = made[node].args[:2]
+                    made[node].args = (table, graph.call_function(within, (index, table)), *made[node].args[2:])
     graph.output(tuple(made[node] for node in outputs))
     names = tuple(str(node.target) for node in placeholders(parts.graph_module) if node in made)
     return GraphModule(parts.graph_module, graph, class_name="Frame"), names
+
+
+def within(index: Tensor, table: Tensor) -> Tensor:
+    """The same index. Raises IndexError, which a GPU would not, where a table of positions ends before it."""
+    if index.numel() and int(index.max()) >= len(table):
+        raise IndexError(f"its table of positions has {len(table)} rows")
+    return index
 
 
 def _edits(node: Node) -> bool:

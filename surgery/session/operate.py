@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from surgery.anatomy.capture import Inputs
 from surgery.passes.runner import Observer
+from surgery.session import library
 from surgery.session.clocked import latency_rows, memory_row, timed_inputs
 from surgery.session.document import manifest, new_report
 from surgery.session.evidence import (
@@ -122,8 +123,17 @@ def operate(
     report["findings"] = _findings(prepared, choices) + report["findings"]
     report["requirements"] = judge(requires, report)
     refuse_broken(report, requires)
-    files = files_of(prepared, choices)
-    return Result(rewritten, prepared.plan, report, manifest(prepared, report), prepared.program.spec, files)
+    return _result(prepared, choices, rewritten, report)
+
+
+def _result(prepared: Prepared, choices: Choices, rewritten: GraphModule, report: dict) -> Result:
+    """With what the library the model came from needs to read it, where it can."""
+    inputs = fed(prepared, choices, prepared.model.example_inputs)
+    stock = library.stock(prepared, choices, rewritten, inputs)
+    report["notes"] += [library.note(stock)] if stock else []
+    told = manifest(prepared, report) | {"source": library.source(prepared, stock)}
+    files = library.files(prepared, choices, stock) | files_of(prepared, choices)
+    return Result(rewritten, prepared.plan, report, told, prepared.program.spec, files, stock, inputs)
 
 
 def _measure(

@@ -216,7 +216,7 @@ def test_arguments_that_do_not_fit(llama, options, told):
 
 
 def test_positions_that_end():
-    with pytest.raises(SurgeryError, match="length 60"):
+    with pytest.raises(SurgeryError, match="length 60: its table of positions has 48 rows"):
         generate(cut("GPT2LMHeadModel").module, prompts()[0], max_new_tokens=54)
 
 

@@ -28,7 +28,7 @@ passes
 targets
 kernels lowering
 verify
-bundle generation inspection report
+bundle generation reload inspection report
 session
 cli
 """
@@ -44,6 +44,7 @@ LAZILY = {
     ("operations", "analyses"): "the same",
     ("operations", "targets"): "the same",
     ("bundle", "generation"): "a loaded decoder generates",
+    ("bundle", "reload"): "a loaded model can be handed to the library it came from",
     ("models.schemes", "bundle"): "a saved bundle is one of the models that can be opened",
 }
 
