@@ -35,15 +35,23 @@ def folded_names(matched: Iterable[str]) -> list[str]:
 
 
 def _alike(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    same = all(first.get(key) == second.get(key) for key in ("before", "after", "saved", "kind"))
+    same = all(first.get(key) == second.get(key) for key in ("clause", "place", "before", "after", "saved", "kind"))
+    same = same and all(_chosen(first, key) == _chosen(second, key) for key in ("by", "scope", "when", "compensate"))
     return same and NUMBER.split(first["site"]) == NUMBER.split(second["site"])
+
+
+def _chosen(action: dict[str, Any], key: str) -> Any:
+    return (action.get("choice") or {}).get(key)
 
 
 def _joined(group: list[dict[str, Any]]) -> dict[str, Any]:
     if len(group) == 1:
         return group[0]
     saved = {name: len(group) * value for name, value in (group[0].get("saved") or {}).items()}
-    return group[0] | {"site": ranged([action["site"] for action in group]), "saved": saved}
+    tensors = [row for action in group for row in action.get("tensors", ())]
+    notes = list(dict.fromkeys(note for action in group for note in action.get("notes", ())))
+    site = ranged([action["site"] for action in group])
+    return group[0] | {"site": site, "saved": saved, "tensors": tensors, "notes": notes}
 
 
 def ranged(names: list[str]) -> str:

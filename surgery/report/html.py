@@ -7,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from surgery.report import charts, verdict, wording
+from surgery.report.alike import folded
 from surgery.report.document import finding, validate
 from surgery.report.highlight import highlight
 
@@ -40,7 +41,7 @@ def _view(document: dict) -> dict:
         "tiles": _tiles(document),
         "quality": [(row, verdict.judge(row)) for row in document["quality"]],
         "sizes": _sizes(document),
-        "actions": [(action, charts.tensor_groups(action)) for action in document["actions"]],
+        "actions": [(action, charts.tensor_groups(action)) for action in folded(document["actions"])],
         "samples": charts.samples(document),
         "controls": charts.controls(document),
         "criteria": charts.criteria(document),
