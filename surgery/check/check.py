@@ -44,6 +44,7 @@ def examine(reading: Reading) -> tuple[Program, tuple[Diagnostic, ...]]:
     faults += _single(data, "data")
     faults += _same_target(operations)
     faults += _contradicting(requires)
+    faults += _unlimited(operations, requires)
     if not operations and not broken:
         faults.append(_nothing(reading.spec))
     program = Program(
@@ -83,6 +84,14 @@ def _contradicting(requires: Sequence[Require]) -> Iterable[Diagnostic]:
             if one.metric == other.metric and one.relative == other.relative and _disjoint(one, other):
                 message = f"no {one.metric} meets both requirements"
                 yield Diagnostic("S117", message, _span(one), notes=_first(other))
+
+
+def _unlimited(operations: Sequence[Any], requires: Sequence[Require]) -> Iterable[Diagnostic]:
+    """A share to be searched for, and no demand on quality that could end the search."""
+    for one in operations:
+        if getattr(getattr(one, "share", None), "auto", False) and not any(require.limits for require in requires):
+            help = "add a demand on quality, such as `require perplexity <= 1.05x` or `require embedding cosine >= 0.98`"
+            yield Diagnostic("S123", f"`{one.verb} auto` has no limit: nothing demands quality", _span(one), help=help)
 
 
 def _disjoint(one: Require, other: Require) -> bool:

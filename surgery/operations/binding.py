@@ -9,7 +9,7 @@ from surgery.language.selector import CONTINUES
 from surgery.language.tree import PREPOSITIONS, List, Phrase, Piece, Range
 from surgery.operations.describe import brief
 from surgery.operations.fields import Field, fields_of
-from surgery.operations.kinds import SELECTOR, Given
+from surgery.operations.kinds import AUTO, SELECTOR, Given
 from surgery.operations.registry import find, verbs
 
 
@@ -109,8 +109,8 @@ class Binding:
                 self._take(one, left, [piece for piece in left if _is_choice(piece, one)])
             elif one.syntax.form == "share":
                 plain = [piece for piece in left if self._slip(left[0]) or not _is_index(piece, left)]
-                numbers = [piece for piece in plain if isinstance(piece, Quantity)]
-                self._take(one, left, sorted(numbers, key=lambda piece: piece.unit != "%")[:1])
+                numbers = [piece for piece in plain if isinstance(piece, Quantity) or str(piece) == AUTO]
+                self._take(one, left, sorted(numbers, key=lambda piece: getattr(piece, "unit", None) != "%")[:1])
         subject = next((one for one in self.fields if one.syntax.form == "subject"), None)
         if subject and left:
             self._give(subject, tuple(left), _joined(left))

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from surgery.operations.kinds import SHARE, Kind, choice, kind_of
+from surgery.operations.kinds import SEARCHED, Kind, choice, kind_of
 
 REQUIRED: Any = MISSING
 SYNTAX = "surgery.syntax"
@@ -44,8 +44,8 @@ def word(*choices: str, default: Any = REQUIRED, doc: str = "") -> Any:
 
 
 def share(default: Any = REQUIRED, doc: str = "") -> Any:
-    """How much: a percentage up to 100 % or a whole count, among the first words. The value is a `Share`."""
-    return _field("share", SHARE, default, doc=doc)
+    """How much: a percentage up to 100 %, a whole count or `auto`, among the first words. The value is a `Share`."""
+    return _field("share", SEARCHED, default, doc=doc)
 
 
 def subject(kind: Any, default: Any = REQUIRED, doc: str = "") -> Any:

@@ -13,6 +13,10 @@ from surgery.language.text import clauses_of
 from surgery.language.tree import Phrase, Piece
 
 
+AUTO = "auto"
+"""The share that is searched for."""
+
+
 @dataclass(frozen=True)
 class Given:
     """What a clause gives a field. `phrases` are the `in` and `except` phrases that go with a selector."""
@@ -39,30 +43,39 @@ class Kind:
 
 @dataclass(frozen=True)
 class Share:
-    """A part of something: exactly one of `fraction` (0 to 1) and `count` is given."""
+    """A part of something: `fraction` (0 to 1), `count`, or neither: `auto`, which is searched for under the spec's
+    requirements and is nothing until then."""
 
     fraction: Fraction | None = None
     count: int | None = None
 
+    @property
+    def auto(self) -> bool:
+        return self.fraction is None and self.count is None
+
     def of(self, width: int) -> int:
         """How many of `width` this is. A half is rounded down, so that a tie takes less; never more than `width`."""
+        if self.auto:
+            return 0
         if self.count is not None:
             return min(self.count, width)
         return math.ceil(self.fraction * width - Fraction(1, 2))
 
     def __str__(self) -> str:
+        if self.auto:
+            return AUTO
         if self.count is not None:
             return str(self.count)
         return f"{Quantity(float(self.fraction * 100))}%"
 
     @classmethod
     def parse(cls, text: str | float) -> "Share":
-        """From `"66%"`, a fraction such as 0.66, or a count."""
+        """From `"66%"`, a fraction such as 0.66, a count, or `"auto"`."""
         if isinstance(text, float):
             return cls(fraction=Fraction(repr(text)))
         if isinstance(text, int):
             return cls(count=text)
-        return SHARE.read(given(text))
+        return SEARCHED.read(given(text))
 
 
 def given(text: str) -> Given:
@@ -225,6 +238,10 @@ def _show_selector(selector: Selector) -> str:
     return selector.text or str(selector)
 
 
+def _read_searched(given: Given) -> Share:
+    return Share() if str(given) == AUTO else _read_share(given)
+
+
 def _read_share(given: Given) -> Share:
     quantity = _quantity(given, "a percentage or a count")
     if quantity.number < 0:
@@ -245,6 +262,7 @@ def _wrong(given: Given, reason: str, help: str = "", text: str = "", code: str 
 
 
 SHARE = Kind("a percentage or a count", "SHARE", _read_share, schema={"type": ["string", "integer"]})
+SEARCHED = Kind("a percentage, a count or auto", "SHARE", _read_searched, schema={"type": ["string", "integer"]})
 SELECTOR = Kind("a selector", "SELECTOR", _read_selector, _show_selector)
 REFERENCE = Kind("a reference", "REFERENCE", _read_reference, _show_reference)
 TEXT = Kind("text", "TEXT", _read_text, _show_text)

@@ -28,7 +28,7 @@ class Prune:
         default="tail",
         doc="which end of the ranking goes: the least used, the most used (a control), or any (a control)",
     )
-    share: Share = share(doc="how much goes: `66%`, or a count: `2 layers`; all of what is numbered: `layers [3, 5]`")
+    share: Share = share(doc="how much goes: `66%`; a count: `2 layers`; `auto`, as much as the requirements let; all of what is numbered: `layers [3, 5]`")
     target: Selector = after(
         "of", doc="what is pruned: `class embeddings`, `mlp channels`, `attention heads in layers 2..5`"
     )

@@ -25,6 +25,8 @@ METRICS = (
     "latency",
     "memory",
 )
+UNCHANGING = ("parameters", "size", "flops", "latency", "memory")
+"""Metrics that a larger cut only makes better: they set no limit to it."""
 COMPARE = {
     "<=": float.__le__,
     ">=": float.__ge__,
@@ -59,6 +61,11 @@ class Require:
     def limit(self) -> Quantity:
         """The limit as written."""
         return self.bound.value
+
+    @property
+    def limits(self) -> bool:
+        """Whether a larger cut can break it: a demand on quality."""
+        return self.metric not in UNCHANGING
 
     @property
     def relative(self) -> bool:

@@ -113,6 +113,17 @@ def latency(document: dict) -> dict | None:
     return {"rows": bars, "skipped": skipped, "notes": notes, "runs": runs[0] if runs else None}
 
 
+def search(document: dict) -> dict | None:
+    """The shares tried for `auto`, as a figure, where at least two were measured."""
+    found = document.get("search")
+    if not found or sum(found["metric"] in trial["metrics"] for trial in found["trials"]) < 2:
+        return None
+    from surgery.report import plots
+
+    knee = "" if found["knee"] is None else f", the knee of the curve at {found['knee']:.0%}"
+    return _figure(plots.search(found), f"{len(found['trials'])} shares tried; {found['share']:.1%} taken{knee}.")
+
+
 def embeddings(found: dict | None) -> dict | None:
     """Figures with captions, and the table of participation ratios."""
     if found is None:

@@ -43,6 +43,7 @@ def _view(document: dict) -> dict:
         "sizes": _sizes(document),
         "actions": [(action, charts.tensor_groups(action)) for action in folded(document["actions"])],
         "samples": charts.samples(document),
+        "search": charts.search(document),
         "controls": charts.controls(document),
         "criteria": charts.criteria(document),
         "latency": charts.latency(document),

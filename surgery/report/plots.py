@@ -184,6 +184,28 @@ def directions(finding: dict) -> str:
         return _svg(figure, "directions")
 
 
+def search(found: dict) -> str:
+    """Quality against the share cut, a mark per trial, filled where the demands held; the knee and what was taken."""
+    trials = [trial for trial in found["trials"] if found["metric"] in trial["metrics"]]
+    points = [(trial["share"], trial["metrics"][found["metric"]]) for trial in trials]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(WIDE)
+        axes.plot(*zip(*points, strict=True), color=LINE, zorder=1)
+        for flag, colour, marker in ((True, KEPT, "o"), (False, REMOVED, "x")):
+            chosen = [point for point, trial in zip(points, trials, strict=True) if trial["holds"] is flag]
+            if chosen:
+                axes.scatter(*zip(*chosen, strict=True), s=28, c=colour, marker=marker, zorder=2)
+        _cut_line(axes, found["share"], "taken")
+        if found["knee"] is not None and found["knee"] != found["share"]:
+            _cut_line(axes, found["knee"], "knee", left=found["knee"] < found["share"], height=0.1)
+        axes.text(0.02, 0.96, "● holds", color=KEPT, ha="left", va="top", transform=axes.transAxes)
+        axes.text(0.02, 0.87, "× does not", color=REMOVED, ha="left", va="top", transform=axes.transAxes)
+        _percent(axes.xaxis)
+        axes.set_xlabel("share cut")
+        axes.set_ylabel(found["metric"])
+        return _svg(figure, "search")
+
+
 def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.add_subplot()

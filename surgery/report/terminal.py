@@ -16,6 +16,7 @@ def render(document: dict, console: Console) -> None:
     sheet = Sheet(console)
     _header(sheet, document)
     _actions(sheet, document)
+    _search(sheet, document.get("search"))
     _quality(sheet, document)
     _controls(sheet, document)
     _sizes(sheet, document)
@@ -103,6 +104,21 @@ def _choice(action: dict) -> str:
 
 def _tensor_row(row: dict) -> list[str]:
     return [row["name"], wording.shape(row["before"]), wording.shape(row["after"])]
+
+
+def _search(sheet: Sheet, found: dict | None) -> None:
+    """The shares tried for `auto`, smallest first."""
+    if not found:
+        return
+    rows: list[list[str | Text]] = []
+    for trial in found["trials"]:
+        holds = sheet.text("✓ holds" if trial["holds"] else "✗", LEVELS["good" if trial["holds"] else "poor"])
+        value = wording.metric(found["metric"], trial["metrics"].get(found["metric"]))
+        told = ["taken"] if trial["share"] == found["share"] else []
+        told += ["knee"] if trial["share"] == found["knee"] else []
+        rows.append([f"{trial['share']:.1%}", trial.get("refused") or value, holds, ", ".join(told)])
+    sheet.heading("search", f"{len(rows)} shares tried")
+    sheet.table(["share", found["metric"], "", ""], rows)
 
 
 def _quality(sheet: Sheet, document: dict) -> None:

@@ -30,6 +30,7 @@ from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
 from surgery.session.requirements import judge, refuse_broken, refuse_unmeasurable
 from surgery.session.result import Result
 from surgery.session.rewrite import Choices, choose, context_of, reference, rewrite
+from surgery.session.search import is_searched, search
 from surgery.targets.context import Context, Progress, silent
 
 
@@ -105,11 +106,13 @@ def operate(
     evidence = open_evidence(prepared, data, progress) if prepared.works else None
     timing = timing and evidence is not None
     refuse_unmeasurable(requires, measurable(evidence, timing=timing), unmeasured(evidence, timing=timing))
-    progress("choosing what stays", 0, 0)
     context = context_of(prepared, evidence.data if evidence else None, progress)
-    choices = choose(prepared, context)
+    found = search(prepared, evidence, context) if is_searched(prepared) else None
+    progress("choosing what stays", 0, 0)
+    prepared = found.chosen.prepared if found else prepared
+    choices = found.chosen.choices if found else choose(prepared, context)
     rewritten = rewrite(prepared, choices, context, after=after)
-    report = new_report(prepared, choices)
+    report = new_report(prepared, choices) | ({"search": found.document()} if found else {})
     inputs = fed(prepared, choices, inputs)
     sized = fed(prepared, choices, timed_inputs(prepared.model, evidence.data if evidence else None))
     report["size"] = size_rows(original, rewritten, sized)

@@ -1,7 +1,7 @@
 """A spec and a model brought together: what is matched, what will be cut, before any weight is read."""
 
 import inspect as signatures
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -112,17 +112,23 @@ def prepare(
     program = check(spec)
     opened = _open(program, model, example_inputs, weights, allow_import)
     anatomy = anatomy or inspect_model(opened.module, opened.example_inputs)
+    works, matches = planned(program.operations, anatomy, opened.reference)
+    settings = program.data.settings if program.data else {}
+    schedule = _schedule(opened, steps or settings.get("steps"))
+    return Prepared(program, opened, anatomy, works, matches, schedule)
+
+
+def planned(operations: Iterable[Any], anatomy: Anatomy, model: str) -> tuple[tuple[Any, ...], tuple[Match, ...]]:
+    """The cuts that operations ask for and what their selectors matched. Raises SurgeryError, RefusalError."""
     works, matches = [], []
-    for operation in program.operations:
-        sites = _sites(operation, anatomy, opened.reference)
+    for operation in operations:
+        sites = _sites(operation, anatomy, model)
         if sites is None:
             continue
         matches.append(_match(operation, sites))
         if hasattr(operation, "plan"):
             works += operation.plan(anatomy, sites)
-    settings = program.data.settings if program.data else {}
-    schedule = _schedule(opened, steps or settings.get("steps"))
-    return Prepared(program, opened, anatomy, tuple(works), tuple(matches), schedule)
+    return tuple(works), tuple(matches)
 
 
 def open_reference(

@@ -96,7 +96,7 @@ def _count(operation: Any, site: Site, coupling: Coupling, span: Any) -> tuple[i
             span=span,
             help=f"remove at most {total - total // units} of them",
         )
-    notes = []
+    notes = ["auto: as much as the requirements let, found when the spec is applied"] if operation.share.auto else []
     if units != total and site.kv_heads > 1:
         notes.append(f"{total} heads go in {units} groups that share keys and values: whole groups are removed")
     if (units - keep) * total != asked * units:
