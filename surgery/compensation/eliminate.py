@@ -19,28 +19,42 @@ def eliminate(
     leaves W* − W*_g (H⁻¹_gg)⁻¹ H⁻¹_g: behind, likewise H⁻¹: the structured optimal brain surgeon (Hassibi & Stork
     1993; ZipLM, Kurtic et al. 2023). Where more than 128 are to go, several of the cheapest go at a time.
     """
-    damped = spread.double().clone()
-    damped.diagonal().add_(ridge * float(damped.diagonal().mean()) + torch.finfo(torch.float64).tiny)
-    inverse = torch.linalg.inv(damped)
+    return _eliminated(_inverse(spread, ridge), weight, groups, count, pull)[0]
+
+
+def ladder(spread: Tensor, weight: Tensor, groups: Tensor, *, ridge: float = 1e-4) -> Tensor:
+    """What each group costs in that order [U], the last one but for what is then left, after those before it."""
+    return _eliminated(_inverse(spread, ridge), weight, groups, len(groups), None)[1]
+
+
+def saliency(spread: Tensor, weight: Tensor, groups: Tensor, *, ridge: float = 1e-4) -> Tensor:
+    """What each group [U] would cost if it alone went and the rest made up for it."""
+    return _costs(weight.double(), _inverse(spread, ridge), groups)
+
+
+def _eliminated(
+    inverse: Tensor, weight: Tensor, groups: Tensor, count: int, pull: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`count` groups in the order in which they go, and what each costs."""
     fitted = weight.double().clone()
     if pull is not None:
         fitted += pull.double() @ inverse
     left = torch.ones(len(groups), dtype=torch.bool)
-    gone: list[Tensor] = []
+    gone, paid = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.float64)]
     while (missing := count - sum(map(len, gone))) > 0:
         costs = torch.where(left, _costs(fitted, inverse, groups), torch.inf)
         chosen = torch.sort(costs, stable=True).indices[: min(missing, -(-count // ROUNDS))]
         left[chosen] = False
         gone.append(chosen)
+        paid.append(costs[chosen])
         _drop(fitted, inverse, groups[chosen].flatten())
-    return torch.cat(gone) if gone else torch.zeros(0, dtype=torch.int64)
+    return torch.cat(gone), torch.cat(paid)
 
 
-def saliency(spread: Tensor, weight: Tensor, groups: Tensor, *, ridge: float = 1e-4) -> Tensor:
-    """What each group [U] would cost if it alone went and the rest made up for it."""
+def _inverse(spread: Tensor, ridge: float) -> Tensor:
     damped = spread.double().clone()
     damped.diagonal().add_(ridge * float(damped.diagonal().mean()) + torch.finfo(torch.float64).tiny)
-    return _costs(weight.double(), torch.linalg.inv(damped), groups)
+    return torch.linalg.inv(damped)
 
 
 def _costs(fitted: Tensor, inverse: Tensor, groups: Tensor) -> Tensor:

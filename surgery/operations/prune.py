@@ -73,6 +73,13 @@ class Prune:
         "refitting c itself, or by matching the network's outputs after that; auto refits where that takes seconds, else "
         "folds; heads and channels are folded where there is calibration data",
     )
+    budget: str = setting(
+        "site",
+        "global",
+        default="site",
+        doc="the share is of each layer; or of all of them together, and one ranking says how much each loses "
+        "(heads and channels)",
+    )
     multiple: int = setting(whole(at_least=1), default=1, doc="what is kept is rounded up to a multiple of this")
     ids: str = setting(
         "new",

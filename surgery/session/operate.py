@@ -29,7 +29,7 @@ from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
 from surgery.session.requirements import judge, refuse_broken, refuse_unmeasurable
 from surgery.session.result import Result
-from surgery.session.rewrite import Choices, choose, context_of, reference, rewrite
+from surgery.session.rewrite import Choices, choose, context_of, reference, rewrite, settled
 from surgery.session.search import is_searched, search
 from surgery.targets.context import Context, Progress, silent
 
@@ -111,6 +111,7 @@ def operate(
     progress("choosing what stays", 0, 0)
     prepared = found.chosen.prepared if found else prepared
     choices = found.chosen.choices if found else choose(prepared, context)
+    prepared = settled(prepared, choices)
     rewritten = rewrite(prepared, choices, context, after=after)
     report = new_report(prepared, choices) | ({"search": found.document()} if found else {})
     inputs = fed(prepared, choices, inputs)

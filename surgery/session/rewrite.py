@@ -1,6 +1,7 @@
 """The cuts of a prepared spec, chosen and made."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +35,13 @@ def choose(prepared: Prepared, context: Context) -> Choices:
     if not asks_match(prepared):
         return choices
     return matched(prepared, choices, rewrite(prepared, choices, context), context.progress)
+
+
+def settled(prepared: Prepared, choices: Choices) -> Prepared:
+    """The same with sizes that were known only when units were chosen, in plan and report alike."""
+    pairs = zip(prepared.works, choices, strict=True)
+    works = tuple(work.settle(choice) if hasattr(work, "settle") and choice else work for work, choice in pairs)
+    return replace(prepared, works=works)
 
 
 def rewrite(

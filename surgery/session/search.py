@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from torch.fx import GraphModule
-
 from surgery.diagnostics import RefusalError
 from surgery.operations.kinds import Share
 from surgery.session.evidence import Evidence, quality_rows
+from surgery.session.feeding import as_before
 from surgery.session.prepare import Prepared, planned
 from surgery.session.requirements import judge
 from surgery.session.rewrite import Choices, choose, rewrite
@@ -42,7 +41,7 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The largest share that holds, or the smallest that was tried where none does; every trial, smallest share first."""
+    """The largest share that holds, or the smallest tried where none does; every trial, smallest share first."""
 
     chosen: Trial
     trials: tuple[Trial, ...]
@@ -58,7 +57,7 @@ class Found:
         }
 
     def _knee(self) -> float | None:
-        """The share at which the curve bends most: farthest from the line between its ends, both axes taken to 0 … 1."""
+        """The share at which the curve bends most: farthest from the line between its ends, both axes to scale."""
         points = [(float(t.share), t.metrics[self.metric]) for t in self.trials if self.metric in (t.metrics or {})]
         (x0, y0), (x1, y1) = points[0], points[-1]
         if len(points) < 3 or x0 == x1 or y0 == y1:
@@ -105,7 +104,8 @@ def _try(
     except RefusalError as error:
         return Trial(share, prepared, refused=error.diagnostics[0].message)
     choices = choose(cut, context)
-    now = evidence.measure(_module(cut, choices, context), f"{float(share):.0%} cut")
+    module = as_before(cut, choices, rewrite(cut, choices, context))
+    now = evidence.measure(module, f"{float(share):.0%} cut")
     rows = quality_rows(evidence, before, now)
     held = all(row["holds"] for row in judge(limits, {"quality": rows}))
     return Trial(share, cut, choices, {row["metric"]: row["after"] for row in rows}, held)
@@ -118,10 +118,6 @@ def with_share(prepared: Prepared, share: Fraction) -> Prepared:
     )
     works, matches = planned(operations, prepared.anatomy, prepared.model.reference)
     return replace(prepared, program=replace(prepared.program, operations=operations), works=works, matches=matches)
-
-
-def _module(prepared: Prepared, choices: Choices, context: Context) -> GraphModule:
-    return rewrite(prepared, choices, context)
 
 
 def _auto(operation: Any) -> bool:

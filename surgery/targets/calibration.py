@@ -26,7 +26,6 @@ class Calibration:
     task     "causal-lm", "masked-lm", "seq2seq-lm", "embedding", "classification" or None: which loss fits
     targets  the right classes, [N] or [N, T] int64, -100 where none counts
     free     whether the graph takes any length: padding that all rows of a batch share is then left out
-    known    what was computed from it once, for all cuts
     """
 
     inputs: Mapping[str, Tensor]
@@ -35,7 +34,6 @@ class Calibration:
     targets: Tensor | None = None
     free: bool = False
     batch: int = BATCH
-    known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         yield from (inputs for inputs, _ in self.batches())

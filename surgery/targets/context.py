@@ -28,6 +28,7 @@ class Context:
     progress     called with (stage, done, total); total 0 where it is not known
     passage      the calibration data on its way through the network, for cuts that are chosen one after the other
     source       the model's config and tokenizer files, as in LoadedModel
+    known        what was computed once, for all cuts
     """
 
     schedule: Schedule | None = None
@@ -35,6 +36,7 @@ class Context:
     progress: Progress = silent
     passage: Passage | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def begun(self, graph_module: GraphModule) -> "Context":
         """The same with a passage at its beginning, where there is data to calibrate on."""

@@ -68,6 +68,15 @@ class Passage:
         for batch in self.batches:
             yield self._rows(batch, layer, batch.masks.get(mask))
 
+    @torch.no_grad()
+    def power(self, layer: Node) -> float:
+        """The variance of the stream behind a layer that was just asked for, in the original network, in float64."""
+        mask = _mask_of(layer)
+        rows = [_flat(self._said(batch.ours, layer), batch.masks.get(mask)) for batch in self.batches]
+        count = sum(map(len, rows))
+        mean = sum(each.sum(0) for each in rows) / count
+        return max(float(sum((each - mean).square().sum() for each in rows)) / count, 1e-300)
+
     def _begin(self) -> None:
         given = [self.calibration.placed(self.graph_module, inputs) for inputs in self.calibration]
         self.place, self.batches = 0, [Batch(values, _masks(values)) for values in given]

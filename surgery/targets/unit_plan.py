@@ -14,7 +14,7 @@ from surgery.anatomy.site import Anatomy, Site
 from surgery.anatomy.units import Coupling, trace_units
 from surgery.anatomy.units.edits import edits
 from surgery.diagnostics import RefusalError
-from surgery.targets.units import Units
+from surgery.targets.units import EVEN, Units
 
 UNITS = {"mlp": "channels", "attention": "heads"}
 CRITERIA = ("auto", "magnitude", "effect", "activation", "taylor", "greedy", "random")
@@ -97,6 +97,8 @@ def _count(operation: Any, site: Site, coupling: Coupling, span: Any) -> tuple[i
             help=f"remove at most {total - total // units} of them",
         )
     notes = ["auto: as much as the requirements let, found when the spec is applied"] if operation.share.auto else []
+    if operation.budget == "global":
+        notes.append(EVEN)
     if units != total and site.kv_heads > 1:
         notes.append(f"{total} heads go in {units} groups that share keys and values: whole groups are removed")
     if (units - keep) * total != asked * units:

@@ -6,7 +6,7 @@ With calibration data the layer that reads them is refitted, so that the rest ma
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from surgery.plan.action import Action
 from surgery.targets.choice import Candidate, Choice
 from surgery.targets.context import Context
 from surgery.targets.taylor import taylor
+from surgery.targets.unit_budget import shares
 from surgery.targets.unit_choice import Problem, choose_by_data
 from surgery.targets.unit_scores import read_by, shuffled, weight_scores
 from surgery.targets.unit_sizes import changes, counted, flops
@@ -35,12 +36,13 @@ NEED_DATA = ("activation", "taylor", "greedy")
 REFITTED = ("greedy", "effect")
 PLAIN = ("effect", "activation")
 """What `by auto` tries with calibration data, where the reading layer is refitted and where it is not."""
+EVEN = "budget=global: an even share is shown; how much each site loses is found when the spec is applied"
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
     """One site whose `remove` least units go. `options` is a `surgery.operations.prune.Prune`; `peers` are all cuts of
-    the same clause, this one among them."""
+    the same clause, this one among them; `settled` says that `remove` is final, whatever the budget."""
 
     options: Any
     site: Site
@@ -48,6 +50,7 @@ class Units:
     remove: int
     notes: tuple[str, ...]
     peers: list["Units"] = field(default_factory=list, repr=False)
+    settled: bool = False
 
     @property
     def clause(self) -> str:
@@ -71,7 +74,7 @@ class Units:
         """The cut from shapes alone: any units, as all of them are of one size."""
         removed = torch.tensor(self.coupling.units[: self.remove], dtype=torch.int64)
         tensors = tuple(changes(graph_module, self.coupling, removed))
-        named = ("side", "by", "multiple", "compensate", "seed")
+        named = ("side", "by", "budget", "multiple", "compensate", "seed")
         return Action(
             clause=self.clause,
             place=self.place,
@@ -90,6 +93,8 @@ class Units:
         """Which units stay, by their place in the order in which the consumer reads them, and what reads them refitted
         where there is data to calibrate on. Raises RefusalError (S323) for what needs data and has none."""
         graph_module = anatomy.graph_module
+        if self.options.budget == "global" and not self.settled:
+            return self.settle(self._share_of_all(graph_module, context)).choose(anatomy, context)
         layer = layer_of(graph_module, self.coupling) if context.calibration else "there is no data to calibrate on"
         if not self.remove or isinstance(layer, str):
             return self._by_weights(graph_module, layer if isinstance(layer, str) else "")
@@ -101,6 +106,11 @@ class Units:
         choice = choose_by_data(problem, self.options, self._criteria(), self.remove)
         self._tell(context, layer, graph_module, choice)
         return choice
+
+    def settle(self, choice: "Choice | int") -> "Units":
+        """The same cut with the units that go counted: as many as were chosen."""
+        remove = choice if isinstance(choice, int) else self.count - len(choice.keep)
+        return replace(self, remove=remove, settled=True, notes=tuple(note for note in self.notes if note != EVEN))
 
     def passes(self, graph_module: GraphModule, choice: Choice, context: Context) -> list[Pass]:
         """The cut, then what was refitted; nothing when nothing is removed."""
@@ -140,6 +150,14 @@ class Units:
     def _random(self) -> bool:
         return "random" in (self.options.side, self.options.by)
 
+    def _share_of_all(self, graph_module: GraphModule, context: Context) -> int:
+        """What of all that goes is this site's, found for all of the clause at once."""
+        works = [replace(each, options=self.options) for each in self.peers]
+        key = ("budget", self.options, tuple(each.site.nodes for each in works))
+        if key not in context.known:
+            context.known[key] = shares(works, graph_module, context)
+        return context.known[key][[each.site for each in works].index(self.site)]
+
     def _by_weights(self, graph_module: GraphModule, why: str) -> Choice:
         """The units that count least by their weights; refused where what was asked for needs more."""
         asked = [f"by {self.options.by}"] if self.options.by in NEED_DATA else []
@@ -173,9 +191,9 @@ class Units:
         found = [layer_of(graph_module, each.coupling) for each in self.peers or [self]]
         layers = {each.node: each.units for each in found if isinstance(each, Layer)}
         key = ("taylor", tuple(layers))
-        if key not in context.calibration.known:
-            context.calibration.known[key] = taylor(graph_module, context.calibration, layers)
-        return {"taylor": context.calibration.known[key][layer.node]}
+        if key not in context.known:
+            context.known[key] = taylor(graph_module, context.calibration, layers)
+        return {"taylor": context.known[key][layer.node]}
 
     def _full(self, graph_module: GraphModule, choice: Choice) -> dict[str, Tensor]:
         """The refitted tensors at full size; what is gone keeps the values it had."""

@@ -139,3 +139,28 @@ def test_controls_stand_beside_the_cut():
     names = [row["name"] for row in report["controls"]]
     assert names[:2] == ["the same without compensation", "the head instead: the criterion reversed"]
     assert names[2:] == ["random 0", "random 1", "random 2"]
+
+
+@pytest.mark.parametrize("more", ["", "by taylor multiple=8", "by magnitude compensate=none", "by effect"])
+def test_a_global_budget_is_spent_where_it_costs_least(more):
+    """Channels of layer 1 that say nothing go first, and as many in all as an even share would take."""
+    model, inputs = build("BertModel")
+    with torch.no_grad():
+        model.encoder.layer[1].intermediate.dense.weight[:64] = 0
+        model.encoder.layer[1].intermediate.dense.bias[:64] = 0
+        model.encoder.layer[1].output.dense.weight[:, :64] = 0
+    result = operate(model, inputs, f"prune 1/3 of mlp channels budget=global {more}".replace("1/3", "33.4%"))
+    first, second = result.plan.actions
+    assert first.after["width"] + second.after["width"] == 128
+    assert second.after["width"] == 32 and set(result.report["actions"][1]["choice"]["kept"]) == set(range(64, 96))
+    assert all(row["holds"] for row in result.report["parity"])
+    size, saved = result.report["size"]["parameters"], sum(action.parameters for action in result.plan.actions)
+    assert size["before"] - size["after"] == saved
+
+
+def test_a_global_budget_leaves_every_layer_a_unit():
+    model, inputs = build("GPT2LMHeadModel")
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_proj.weight.zero_()
+    result = operate(model, inputs, "prune 50% of mlp channels budget=global multiple=4", "causal-lm")
+    assert [action.after["width"] for action in result.plan.actions] == [4, 252]
