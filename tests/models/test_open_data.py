@@ -76,6 +76,19 @@ def test_tensors_by_input_name(tmp_path):
     assert len(quoted.sha256) == 64
 
 
+def test_tensors_of_which_some_calibrate(tmp_path):
+    file = tmp_path / "inputs.safetensors"
+    ids = torch.arange(12).reshape(6, 2)
+    save_file({"input_ids": ids, "scale": ids[:, :1].repeat(1, 3).float()}, file)
+    data = open_data(f"tensors:{file}", PLAIN, calibration=2, seed=1)
+    assert data.inputs["input_ids"].shape == (4, 2) and data.calibration["scale"].shape == (2, 3)
+    both = [*data.inputs["input_ids"].tolist(), *data.calibration["input_ids"].tolist()]
+    assert sorted(both) == ids.tolist()
+    assert torch.equal(data.calibration["scale"][:, 0], data.calibration["input_ids"][:, 0].float())
+    assert torch.equal(open_data(f"tensors:{file}", PLAIN, calibration=0).inputs["input_ids"], ids)
+    assert refusal(f"tensors:{file}", PLAIN, calibration=6).code == "S212"
+
+
 def test_clean_samples_and_labels_for_a_diffusion_model(tmp_path, dit):
     file = tmp_path / "clean.safetensors"
     save_file({"x": torch.zeros(6, 1, 8, 8), "y": torch.arange(6)}, file)

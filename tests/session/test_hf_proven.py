@@ -7,8 +7,8 @@ import pytest
 import saved
 
 from surgery.cli import main
-from surgery.diagnostics import UnprovenError
-from surgery.session import apply
+from surgery.diagnostics import SurgeryError, UnprovenError
+from surgery.session import apply, compile
 
 pytest.importorskip("transformers")
 METRICS = {
@@ -112,3 +112,27 @@ def test_a_length_beyond_the_model_points_at_the_clause(root, capsys):
     assert main(["apply", str(path), "--no-timing"]) == 1
     told = capsys.readouterr().err
     assert "S212" in told and "gpt2.surgery:2" in told and "write `length=32` or less" in told
+
+
+def test_data_of_a_size_the_graph_was_not_captured_for(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+    from torch import nn
+
+    class Fixed(nn.Module):
+        """Positions are added to exactly four vectors."""
+
+        def __init__(self):
+            super().__init__()
+            self.positions = nn.Parameter(torch.zeros(4, 6))
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+        def forward(self, x):
+            return self.down(torch.relu(self.up(x + self.positions)))
+
+    save_file({"x": torch.randn(5, 3, 6)}, tmp_path / "x.safetensors")
+    text = f'data tensors:"{tmp_path}/x.safetensors"; prune 25% of mlp channels'
+    with pytest.raises(SurgeryError) as caught:
+        compile(Fixed().eval(), text, example_inputs={"x": torch.randn(2, 4, 6)})
+    (fault,) = caught.value.diagnostics
+    assert fault.code == "S212" and "x as [3, 6] a row" in fault.message and fault.span.text.startswith("data")

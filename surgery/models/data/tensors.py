@@ -2,16 +2,24 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from surgery.diagnostics import SurgeryError
 from surgery.models.checkpoint import fingerprint, read_tensors, require_finite
+from surgery.models.corpus.part import apart, drawn
 from surgery.models.data.value import Data
 from surgery.models.loaded import LoadedModel
+from surgery.operations.kinds import Share
 
 
-def load(location: str, model: LoadedModel, *, samples: int | None, seed: int) -> Data:
-    """The first `samples` rows of the file (all without it).
+SETTINGS = ("calibration",)
+
+
+def load(
+    location: str, model: LoadedModel, *, samples: int | None, seed: int, calibration: Share | int | None = None
+) -> Data:
+    """The first `samples` rows of the file (all without it); `calibration` of them, drawn with the seed, are kept apart.
 
     A diffusion model may be given clean samples and labels alone, without a timestep: then its denoising loss is
     measured on them. With a timestep the rows are plain inputs, and the output error is measured.
@@ -28,7 +36,16 @@ def load(location: str, model: LoadedModel, *, samples: int | None, seed: int) -
     if model.diffusion is not None and set(tensors) == set(model.diffusion.inputs[::2]):
         return _clean(path, described, tensors, model)
     _require_inputs(path, tensors, model)
-    return Data(f"tensors:{location}", described, fingerprint(path), tensors)
+    first = apart(calibration, count) if calibration is not None else 0
+    order = torch.tensor(drawn(count, count, seed))
+    held_out, kept = order[first:].sort().values, order[:first].sort().values
+    return Data(
+        reference=f"tensors:{location}",
+        description=described,
+        sha256=fingerprint(path),
+        inputs={name: value[held_out] for name, value in tensors.items()},
+        calibration={name: value[kept] for name, value in tensors.items()} if first else None,
+    )
 
 
 def _rows(path: Path, tensors: dict[str, Tensor]) -> int:
