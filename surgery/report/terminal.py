@@ -220,7 +220,8 @@ def _where(row: dict) -> str:
 
 
 def _parity_detail(row: dict) -> str:
-    return f"{wording.scientific(row['max_abs'])}, allowed {wording.scientific(row['tolerance'])}"
+    error = wording.scientific(row.get("max_rel", row["max_abs"]))
+    return f"{error} of the largest output, allowed {wording.scientific(row['tolerance'])}"
 
 
 def _check(sheet: Sheet, holds: bool, text: str, detail: str) -> None:
