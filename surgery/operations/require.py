@@ -47,8 +47,8 @@ class Require:
     phase = Phase.VERIFY
     metric: str = subject(
         str,
-        doc=", ".join(METRICS) + "; `loss` is the first there is of a language model's, the denoising loss and the output error, and "
-        "`latency` is one eager forward pass at batch 1",
+        doc=", ".join(METRICS) + "; `loss` is the first there is of a language model's, the denoising loss and the output "
+        "error, and `latency` is one eager forward pass at batch 1",
     )
     bound: Comparison = comparison(doc="`1.02x` is relative to the original model; `95%`, `20ms`, `2GB` are absolute")
 

@@ -58,7 +58,7 @@ def milliseconds(value: float) -> str:
 
 
 def run(row: dict) -> str:
-    """What a latency row is of: "eager, batch 8", or "eager, batch 8, prefill of 512" for a sequence of a known length."""
+    """What a latency row is of: "eager, batch 8"; "eager, batch 8, prefill of 512" where a length is known."""
     length = f", {PHASES.get(row.get('phase'), 'length')} {row['length']}" if "length" in row else ""
     return f"{row['mode']}, batch {row['batch']}{length}"
 

@@ -42,7 +42,7 @@ def latency_rows(
     compiled: bool,
     task: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Interleaved timings of the original and the rewritten model, eager at several batch sizes, compiled at the largest.
+    """Interleaved timings of the original and the rewritten model, eager at several batch sizes, compiled at the last.
 
     `uncut` is the captured graph: it says how much of a gain is the cut's own. Rows of a model that writes are of its
     prefill, the whole sequence in one pass, and more rows of its decoding, one token behind the others: `phase` and

@@ -22,8 +22,10 @@ EQUAL = {"output error": 0.0, "output cosine": 1.0, "logit kl": 0.0, "agreement"
 
 @dataclass(eq=False)
 class Beside:
-    """`inputs` are keyword tensors [N, ..], `options` whatever else the forward pass takes. One forward pass has `batch`
-    rows; without it as many, up to 64, as keep its outputs under 64 MB."""
+    """`inputs` are keyword tensors [N, ..], `options` whatever else the forward pass takes.
+
+    One forward pass has `batch` rows; without it as many, up to 64, as keep its outputs under 64 MB.
+    """
 
     original: Any
     inputs: Mapping[str, Tensor]

@@ -22,8 +22,8 @@ STEPS = 16
 def quality(
     model: LoadedModel, data: Data, *, samples: int, seed: int, steps: int = STEPS, batch: int | None = None
 ) -> "DiffusionQuality | TaskQuality | OutputQuality":
-    """DiffusionQuality where the model is a diffusion model and the data holds clean samples, TaskQuality where the data
-    has a task, else OutputQuality. `batch` is of the latter two."""
+    """DiffusionQuality where the model is a diffusion model and the data holds clean samples, TaskQuality where the
+    data has a task, else OutputQuality. `batch` is of the latter two."""
     if model.diffusion is not None and data.clean is not None:
         return DiffusionQuality(model, data, samples=samples, seed=seed, steps=steps)
     if data.task in TASKS:

@@ -34,7 +34,7 @@ Sums = Counter[str]
 
 
 class TaskQuality:
-    """The metrics of the data's task, in one pass per module. `batch` rows in one forward pass, as many as fit without."""
+    """The metrics of the data's task, one pass per module, `batch` rows at a time; as many as fit without it."""
 
     def __init__(self, model: LoadedModel, data: Data, *, batch: int | None = None):
         if data.task not in TASKS:

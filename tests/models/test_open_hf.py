@@ -108,7 +108,8 @@ def test_shards_and_half_precision(tmp_path):
 
 
 def test_another_dtype_is_asked_for(folders):
-    light, model = (open_model(f"hf:{folders['llama']}", dtype="bfloat16", weights=weights) for weights in (False, True))
+    reference = f"hf:{folders['llama']}"
+    light, model = (open_model(reference, dtype="bfloat16", weights=weights) for weights in (False, True))
     for one in (light, model):
         assert {parameter.dtype for parameter in one.module.parameters()} == {torch.bfloat16}
         assert one.module.model.rotary_emb.inv_freq.dtype == torch.float32, "as transformers keeps it"

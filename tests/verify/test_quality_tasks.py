@@ -88,7 +88,8 @@ def test_padding_changes_nothing(tokens):
 
 def test_the_original_beside_itself_is_equal_exactly(tokens):
     original = Table(0)
-    for task, same in {"causal-lm": {"logit kl": 0.0, "agreement": 1.0}, "embedding": {"embedding cosine": 1.0}}.items():
+    tasks = {"causal-lm": {"logit kl": 0.0, "agreement": 1.0}, "embedding": {"embedding cosine": 1.0}}
+    for task, same in tasks.items():
         test = test_of(original, tokens, task)
         before = test.measure(original)
         assert test.compare(before, before) == same

@@ -24,7 +24,7 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class TextRows:
-    """Inputs [N, ..] and targets [N, T] (None without a task that has any) of each part, and how many rows there are."""
+    """Inputs [N, ..] and targets [N, T] of each part, None where the task has none; and how many rows there are."""
 
     held_out: Inputs
     targets: Tensor | None
@@ -44,8 +44,9 @@ def text_rows(
     length: int | None,
     calibration: Share | int | None,
 ) -> TextRows:
-    """Rows of the model's kind: windows of `length` tokens for a model that writes, else a padded row per text. Texts are
-    parts of one stream, or `records` of their own, each of which ends.
+    """Rows of the model's kind: windows of `length` tokens for a model that writes, else a padded row per text.
+
+    Texts are parts of one stream, or `records` of their own, each of which ends.
 
     `samples` distinct rows are drawn with the seed (256, or as many as there are, where it is None) and parted:
     `calibration` of them, half by default, to calibrate on, the others held out.
@@ -131,7 +132,9 @@ def _length(model: LoadedModel, asked: int | None) -> int:
     most = positions(model.source.get("config") or {})
     if asked and most and asked > most:
         raise SurgeryError(
-            f"length={asked}: {model.reference} has {most} positions", code="S212", help=f"write `length={most}` or less"
+            f"length={asked}: {model.reference} has {most} positions",
+            code="S212",
+            help=f"write `length={most}` or less",
         )
     return asked or min(LENGTH, most or LENGTH)
 

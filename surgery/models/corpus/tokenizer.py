@@ -23,7 +23,7 @@ def tokenizer_of(model: LoadedModel) -> Any:
         raise SurgeryError(
             f"{model.reference} has no tokenizer to read text with",
             code="S212",
-            help='save it beside the model, `tokenizer.save_pretrained(folder)`, or write `data tensors:"file.safetensors"`',
+            help='save it with the model, `tokenizer.save_pretrained(folder)`; or write `data tensors:"file.safetensors"`',
         )
     try:
         from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""Data to measure on, by reference: `text:`, `jsonl:`, `images:` and `tensors:` a path; `digits`; `noise`. A file each."""
+"""Data to measure on, by reference: `text:`, `jsonl:`, `images:` or `tensors:` a path, `digits`, `noise`. A file each."""
 
 import importlib
 import pkgutil

@@ -22,8 +22,9 @@ ROWS = 256
 
 
 def load(location: str, model: LoadedModel, *, samples: int | None, seed: int, calibration: Any = None) -> Data:
-    """Distinct pictures drawn with the seed, some kept apart to calibrate on. Where each lies in a folder named like one of
-    the model's classes, that is its label.
+    """Distinct pictures drawn with the seed, some kept apart to calibrate on.
+
+    Where each lies in a folder named like one of the model's classes, that is its label.
 
     Errors: S201 missing, S212 too few pictures, one that cannot be read, or a model of other inputs.
     """
@@ -88,6 +89,6 @@ def _too_few(folder: Path, there: int, wanted: int) -> SurgeryError:
     return SurgeryError(
         f"`{folder}` holds {there} different pictures, not {wanted}",
         code="S212",
-        notes=(f"read are {', '.join(KINDS)}, in the folders below as well; a picture that is there twice counts once",),
+        notes=(f"read are {', '.join(KINDS)}, in folders below as well", "one that is there twice counts once"),
         help=f"write `samples={there}` or less" if there > 1 else "give a folder with more pictures",
     )

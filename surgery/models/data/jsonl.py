@@ -20,7 +20,8 @@ def load(location: str, model: LoadedModel, *, samples: int | None, seed: int, *
     """
     path = Path(location.strip("\"'")).expanduser()
     field = settings.pop("field", FIELD)
-    texts = [_text(path, number, line, field) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    numbered = enumerate(read_text(path).split("\n"), 1)
+    texts = [_text(path, number, line, field) for number, line in numbered if line.strip()]
     return opened(f"jsonl:{location}", path, texts, model, records=True, samples=samples, seed=seed, **settings)
 
 

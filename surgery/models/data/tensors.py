@@ -19,7 +19,7 @@ SETTINGS = ("calibration",)
 def load(
     location: str, model: LoadedModel, *, samples: int | None, seed: int, calibration: Share | int | None = None
 ) -> Data:
-    """The first `samples` rows of the file (all without it); `calibration` of them, drawn with the seed, are kept apart.
+    """The first `samples` rows of the file, all without it; `calibration` of them, drawn with the seed, kept apart.
 
     A diffusion model may be given clean samples and labels alone, without a timestep: then its denoising loss is
     measured on them. With a timestep the rows are plain inputs, and the output error is measured.

@@ -16,8 +16,8 @@ BILINEAR = 2
 def pixels(path: Path, settings: Mapping[str, Any], shape: tuple[int, int, int]) -> Tensor:
     """[C, H, W] float32. `shape` is what the model takes; without settings values become -1 to 1.
 
-    As transformers' image processors: resize (to `size`, or its shorter side to `shortest_edge`), crop the centre, scale
-    by `rescale_factor`, subtract `image_mean`, divide by `image_std`. Errors: S206 without Pillow, S212 unreadable.
+    As transformers' image processors: resize (to `size`, or the shorter side to `shortest_edge`), crop the centre,
+    scale by `rescale_factor`, subtract `image_mean`, divide by `image_std`. Errors: S206 without Pillow, S212 unreadable.
     """
     channels, height, width = shape
     picture = _sized(_opened(path, channels), settings, (height, width))

@@ -100,8 +100,8 @@ def _first_dtype(path: Path) -> torch.dtype | None:
 
 
 def _refuse_foreign(told: Any, made: type, folder: Path) -> None:
-    mismatched = [f"{name} {list(there)}, the model has {list(wanted)}" for name, there, wanted in told["mismatched_keys"]]
-    faults = [*fault("missing", sorted(told["missing_keys"])), *fault("of another shape", sorted(mismatched))]
+    shapes = [f"{name} {list(there)}, the model has {list(here)}" for name, there, here in told["mismatched_keys"]]
+    faults = [*fault("missing", sorted(told["missing_keys"])), *fault("of another shape", sorted(shapes))]
     if faults:
         raise SurgeryError(
             f"the checkpoint does not fit the {made.__name__} of `hf:{folder}`",

@@ -49,8 +49,8 @@ def source_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def example_inputs(module: torch.fx.GraphModule, config: Mapping[str, Any], batch: int = 2) -> dict[str, Tensor]:
-    """Keyword inputs in the shapes the saved graph was captured with: a free first axis is `batch` long, other free ones
-    as long as a short sequence. Tokens and vectors are seeded, masks hide nothing, anything else is zero.
+    """Keyword inputs in the shapes the saved graph was captured with, free axes filled in: the first with `batch`, others
+    with a short sequence. Tokens and vectors are seeded, masks hide nothing, anything else is zero.
 
     config: of the library the model came from, where there is one: how many tokens and positions it knows
     """
