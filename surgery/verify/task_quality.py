@@ -126,8 +126,10 @@ def _compared(ours: Tensor, theirs: Tensor | None, real: Tensor | None) -> Sums:
         return Counter()
     ours, theirs = (_flat(logits)[... if real is None else real] for logits in (ours, theirs))
     log_q, log_p = ours.log_softmax(-1), theirs.log_softmax(-1)
-    # Rounding can make the sum of a few tiny terms negative; a divergence is not.
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0).double()
+    p = log_p.exp()
+    # What the original never says costs nothing, whatever the module says of it. Rounding can make a sum of tiny terms
+    # negative; a divergence is not.
+    kl = (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1).clamp_min(0).double()
     agree = ours.argmax(-1) == theirs.argmax(-1)
     return Counter({"logit kl": float(kl.sum()), "agreement": int(agree.sum()), "rows": len(kl)})
 

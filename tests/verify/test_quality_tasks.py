@@ -148,6 +148,15 @@ def test_a_model_that_gives_nan_is_not_called_good(tokens):
         assert not math.isfinite((found.metrics | found.paired)[first]), task
 
 
+@pytest.mark.parametrize(("both", "kl"), [(True, 0.0), (False, math.inf)], ids=["neither says it", "only the cut not"])
+def test_a_token_that_is_never_said(both, kl, tokens):
+    original, cut = Table(0), Table(0)
+    for table in (original, cut) if both else (cut,):
+        table.table[:, 3] = -math.inf
+    found = test_of(original, tokens, "causal-lm").measure(cut).paired
+    assert found["logit kl"] == pytest.approx(kl, abs=1e-12)
+
+
 def test_half_precision_is_summed_in_single(tokens):
     original = Table(0)
     whole = test_of(original, tokens, "causal-lm", next_tokens(tokens)).measure(original).metrics["loss"]
