@@ -36,6 +36,7 @@ NEED_DATA = ("activation", "taylor", "greedy")
 REFITTED = ("greedy", "effect")
 PLAIN = ("effect", "activation")
 """What `by auto` tries with calibration data, where the reading layer is refitted and where it is not."""
+NO_DATA = "there is no data to calibrate on"
 EVEN = "budget=global: an even share is shown; how much each site loses is found when the spec is applied"
 
 
@@ -95,9 +96,14 @@ class Units:
         graph_module = anatomy.graph_module
         if self.options.budget == "global" and not self.settled:
             return self.settle(self._share_of_all(graph_module, context)).choose(anatomy, context)
-        layer = layer_of(graph_module, self.coupling) if context.calibration else "there is no data to calibrate on"
+        layer = layer_of(graph_module, self.coupling) if context.calibration else NO_DATA
         if not self.remove or isinstance(layer, str):
             return self._by_weights(graph_module, layer if isinstance(layer, str) else "")
+        if self.options.compensate == "none" and (self._random or self.options.by == "magnitude"):
+            choice = self._by_weights(graph_module, "")
+            if context.passage:
+                self._tell(context, layer, graph_module, choice)
+            return choice
         context = context if context.passage else context.begun(graph_module)
         context.progress(f"calibrating {self.site.name}", 0, 0)
         reader = layer.reader(graph_module)
@@ -175,7 +181,8 @@ class Units:
         else:
             scores = weight_scores(graph_module, self.coupling, by if by == "magnitude" else "effect")
             order = torch.argsort(scores, descending=self.options.side == "head", stable=True)
-        return Choice(order[self.remove :].sort().values, Candidate(by, "none", 0.0))
+        notes = (f"{self.site.name} is not refitted: {why}",) if why and why != NO_DATA else ()
+        return Choice(order[self.remove :].sort().values, Candidate(by, "none", 0.0), notes=notes)
 
     def _criteria(self) -> tuple[str, ...]:
         if self._random:

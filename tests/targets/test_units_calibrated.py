@@ -164,3 +164,24 @@ def test_a_global_budget_leaves_every_layer_a_unit():
         model.transformer.h[0].mlp.c_proj.weight.zero_()
     result = operate(model, inputs, "prune 50% of mlp channels budget=global multiple=4", "causal-lm")
     assert [action.after["width"] for action in result.plan.actions] == [4, 252]
+
+
+class Again(torch.nn.Module):
+    """A layer that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 32), torch.nn.Linear(32, 8)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = x + self.down(torch.relu(self.up(x)))
+        return x
+
+
+def test_a_layer_that_is_not_refitted_says_why():
+    torch.manual_seed(0)
+    result = operate(Again().eval(), {"x": torch.randn(2, 3, 8)}, "prune 25% of mlp channels")
+    told = " ".join(result.report["actions"][0]["notes"])
+    assert "is not refitted: 2 layers read the units" in told or "is used more than once" in told
+    assert all(row["holds"] for row in result.report["parity"])
