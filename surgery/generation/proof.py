@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from surgery.anatomy.graphs import aten, is_op, placeholders
+from surgery.anatomy.graphs import placeholders
 from surgery.bundle.value import Value
 from surgery.generation.decoder import Decoder
 from surgery.generation.faults import unfit
 from surgery.generation.inputs import inputs_at
 from surgery.generation.parts import Parts
+from surgery.generation.sites import mixes
 
 LENGTH, ROW = 5, 2
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -87,7 +88,7 @@ class _Watch(Interpreter):
 def _spoiled(parts: Parts, node: Node, value: Tensor) -> Tensor:
     """One row is NaN where numbers enter the stream, and behind attention, where all later rows would be."""
     enters = not any(source in parts.stream and _is_real(parts, source) for source in node.all_input_nodes)
-    if not value.is_floating_point() or not (enters or is_op(node, aten.scaled_dot_product_attention)):
+    if not value.is_floating_point() or not (enters or mixes(parts, node)):
         return value
     value = value.clone()
     for row in range(LENGTH):
@@ -111,7 +112,7 @@ def _refuse_mixing(parts: Parts, plain: dict[Node, Tensor], spoiled: dict[Node, 
 
 def _refuse_foresight(parts: Parts, plain: dict[Node, Tensor], other: dict[Node, Tensor]) -> None:
     for node, value in plain.items():
-        if is_op(node, aten.scaled_dot_product_attention):
+        if mixes(parts, node):
             axis = parts.rows(node)[0]
             earlier = [each.narrow(axis, 0, LENGTH - 1) for each in (value, other[node])]
             if not _close(*earlier):
@@ -121,7 +122,12 @@ def _refuse_foresight(parts: Parts, plain: dict[Node, Tensor], other: dict[Node,
 def _refuse_unequal(decoder: Decoder, logits: Tensor, tokens: Tensor, given: dict[str, Any]) -> None:
     text = decoder.start(given, len(tokens), LENGTH)
     for start, end in ((0, LENGTH - 2), (LENGTH - 2, LENGTH - 1), (LENGTH - 1, LENGTH)):
-        if not _close(logits[:, start:end], text.read(tokens[:, start:end], last=False)):
+        try:
+            found = text.read(tokens[:, start:end], last=False)
+        except (RuntimeError, IndexError) as error:
+            reason = str(error).partition("\n")[0]
+            raise unfit(f"a step of it cannot be computed: {reason}", decoder.parts.logits) from error
+        if not _close(logits[:, start:end], found):
             raise unfit("step by step its logits are others than all at once", decoder.parts.logits)
 
 

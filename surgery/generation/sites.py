@@ -1,5 +1,6 @@
 """Where keys and values are kept: for every attention whose keys come from the stream."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -36,29 +37,62 @@ class Kept:
 
 @dataclass(frozen=True, eq=False)
 class Cached:
-    """One self-attention: a call of scaled_dot_product_attention, its keys and its values."""
+    """A call that reads keys or values of all tokens: which of its arguments are kept, by place."""
 
     call: Node
-    key: Kept
-    value: Kept
+    kept: Mapping[int, Kept]
 
 
 def cached_sites(parts: Parts) -> tuple[Cached, ...]:
-    """Every self-attention of the stream. Raises RefusalError (S721) where there is none, or one cannot be cached."""
+    """Every self-attention of the stream: scaled_dot_product_attention, or the two products around a softmax.
+
+    Raises RefusalError (S721) where there is none, or one cannot be cached.
+    """
     found = []
     for node in parts.graph_module.graph.nodes:
-        if node not in parts.stream or not is_op(node, aten.scaled_dot_product_attention):
+        if node not in parts.stream:
             continue
-        query, key, value = node.args[:3]
-        if key not in parts.stream and value not in parts.stream:
-            continue
-        if query not in parts.stream:
-            raise unfit("its keys come from the tokens, its queries do not", node)
-        _refuse_mask(parts, node)
-        found.append(Cached(node, _kept(parts, key), _kept(parts, value)))
+        places = _read_whole(parts, node)
+        if len(parts.rows(node)) > 1 and not places and not any(len(parts.rows(n)) > 1 for n in node.all_input_nodes):
+            raise unfit(f"`{node.name}` joins tokens with tokens in a way that is not known", node)
+        if places:
+            found.append(Cached(node, {place: _kept(parts, node.args[place]) for place in places}))
     if not found:
         raise unfit("no attention over the tokens was found")
     return tuple(found)
+
+
+def _read_whole(parts: Parts, node: Node) -> tuple[int, ...]:
+    """The arguments of a call that are keys or values of the stream."""
+    if is_op(node, aten.scaled_dot_product_attention):
+        query, key, value = node.args[:3]
+        if key not in parts.stream and value not in parts.stream:
+            return ()
+        if query not in parts.stream:
+            raise unfit("its keys come from the tokens, its queries do not", node)
+        _refuse_mask(parts, node)
+        return (1, 2)
+    first = 1 if is_op(node, aten.baddbmm) else 0
+    if not is_op(node, aten.matmul, aten.bmm, aten.baddbmm):
+        return ()
+    left, right = node.args[first : first + 2]
+    if left not in parts.stream or right not in parts.stream:
+        return ()
+    return (first + 1,) if _ahead(parts, node, left, right) in (SCORES, MIXED) else ()
+
+
+SCORES, MIXED = ((-2,), (-1,), (-2, -1)), ((-2, -1), (-2,), (-2,))
+"""Which axes count tokens, of both factors and the product: queries by keys, and weights by values."""
+
+
+def _ahead(parts: Parts, *nodes: Node) -> tuple[tuple[int, ...], ...]:
+    """The axes of tokens, counted from the last."""
+    return tuple(tuple(axis - len(parts.shape(node)) for axis in parts.rows(node)) for node in nodes[1:] + nodes[:1])
+
+
+def mixes(parts: Parts, node: Node) -> bool:
+    """Whether a call gives each token what attention took from all of them."""
+    return is_op(node, aten.scaled_dot_product_attention) or len(parts.rows(node)) == 1 and bool(_read_whole(parts, node))
 
 
 def argument(node: Node, place: int, name: str) -> object:

@@ -12,6 +12,7 @@ from surgery.generation.parts import Parts
 from surgery.generation.sites import Cached, Kept, argument, cached_sites
 
 ROWS, COLUMNS = "rows", "columns"
+TURNS = (aten.transpose, aten.permute, aten.t, aten.flip, aten.cat, aten.stack)
 SIMPLE = (aten.to, aten._to_copy, aten.mul, aten.div, aten.tanh, aten.clone, aten.contiguous)
 """What may stand between the last layer and the logits for that layer to be given the last token alone."""
 
@@ -58,7 +59,7 @@ class _Builder:
         wanted = self._needed()
         for node in self.parts.graph_module.graph.nodes:
             if node in wanted and node in self.parts.stream and node is not self.parts.tokens:
-                self.made[node] = self._attend(self.sites[node]) if node in self.sites else self._copy(node)
+                self.made[node] = self._read(self.sites[node]) if node in self.sites else self._copy(node)
         self.graph.output(self.made[self.parts.logits])
         cuts = tuple(each for each in self.handed if isinstance(each, Cut))
         sizes = tuple(each for each in self.handed if isinstance(each, Node))
@@ -94,8 +95,12 @@ class _Builder:
         return self.handed[key]
 
     def _copy(self, node: Node) -> Node:
+        long = self._long(node)
         copied = self.graph.node_copy(node, lambda source: self._operand(source, node))
         copied.meta = {}
+        for (place, axis), size in long.items():
+            sizes = [size if index == axis else each for index, each in enumerate(copied.args[place])]
+            copied.args = (*copied.args[:place], sizes, *copied.args[place + 1 :])
         if node is self.projection:
             with self.graph.inserting_before(copied):
                 place = 1 if is_op(node, aten.addmm) else 0
@@ -121,14 +126,33 @@ class _Builder:
             raise unfit(f"its positions are folded into another axis, read by `{user.name}`", source)
 
     def _aligned(self, source: Node, user: Node) -> Cut:
-        """A frame's tensor with one axis of tokens meets a stream's with the same, counted from the right."""
-        rows, rank = self.parts.rows(source), len(self.parts.shape(user))
+        """A frame's tensor meets a stream's: axes of tokens stand under each other, counted from the right."""
         if is_op(user, aten.scaled_dot_product_attention):
             return self._mask(source)
-        ahead = rank - len(self.parts.shape(source))
-        if len(rows) == 1 and ahead + rows[0] in self.parts.rows(user):
-            return Cut(source, ((rows[0], ROWS),))
+        ahead = len(self.parts.shape(user)) - len(self.parts.shape(source))
+        roles = self._roles(user)
+        axes = tuple((axis, roles.get(ahead + axis, "")) for axis in self.parts.rows(source))
+        if all(role for _, role in axes):
+            return Cut(source, axes)
         raise unfit(f"`{user.name}` joins positions and tokens in a way that is not row by row", user)
+
+    def _roles(self, node: Node) -> dict[int, str]:
+        """Axis → what it counts: the new tokens, or behind a product of queries and keys all tokens so far."""
+        rows = self.parts.rows(node)
+        return dict(zip(rows, (ROWS, COLUMNS), strict=False)) if len(rows) < 3 else {}
+
+    def _long(self, node: Node) -> dict[tuple[int, int], Node]:
+        """(argument, place in it) → a size of an axis that counts keys, which is that of all keys."""
+        keys = [axis for axis, role in self._roles(node).items() if role == COLUMNS]
+        if keys and is_op(node, *TURNS):
+            raise unfit(f"`{node.name}` turns attention scores around", node)
+        lists = [(place, given) for place, given in enumerate(node.args) if isinstance(given, list | tuple)]
+        return {
+            (place, axis): self._size(given[axis], long=True)
+            for place, given in lists
+            for axis in keys
+            if axis < len(given) and given[axis] in self.parts.sizes
+        }
 
     def _mask(self, source: Node) -> Cut:
         rank = len(self.parts.shape(source))
@@ -160,9 +184,19 @@ class _Builder:
             self.total = self.graph.call_function(session.total, (self.memory,))
         return self.total
 
-    def _attend(self, site: Cached) -> Node:
+    def _read(self, site: Cached) -> Node:
+        """A call that reads keys or values: those kept stand in for the new ones."""
+        latest = {place: self._kept(kept) for place, kept in site.kept.items()}
+        if is_op(site.call, aten.scaled_dot_product_attention):
+            return self._attend(site, latest[1], latest[2])
+        args = [
+            latest[place] if place in latest else map_arg(given, lambda source: self._operand(source, site.call))
+            for place, given in enumerate(site.call.args)
+        ]
+        return self.graph.call_function(site.call.target, tuple(args), dict(site.call.kwargs))
+
+    def _attend(self, site: Cached, key: Node, value: Node) -> Node:
         query = self._operand(site.call.args[0], site.call)
-        key, value = self._kept(site.key), self._kept(site.value)
         mask = argument(site.call, 3, "attn_mask")
         if mask is None:
             mask = self.graph.call_function(session.causal, (self.memory, query))

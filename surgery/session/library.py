@@ -25,10 +25,14 @@ def note(found: Stock) -> str:
     """A sentence for the report."""
     if not found.holds:
         return f"`{found.architecture}.from_pretrained` cannot read this model, `surgery.load` can: {found.why_not}"
-    changes = [f"{name} {before} → {after}" for name, (before, after) in found.changed.items()]
+    changes = [f"{name} {_short(before)} → {_short(after)}" for name, (before, after) in found.changed.items()]
     changes += [f"`{gap.path}` counted anew" for gap in found.gaps]
     told = f" ({', '.join(changes)})" if changes else ""
     return f"`{found.architecture}.from_pretrained` reads the bundle too{told}"
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} entries" if isinstance(value, list) else str(value)
 
 
 def source(prepared: Prepared, found: Stock | None) -> dict[str, Any] | None:

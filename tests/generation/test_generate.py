@@ -98,6 +98,31 @@ def test_an_encoder_decoder_runs_its_encoder_once():
     assert not any("EncDecAttention.k" in name or "EncDecAttention.v" in name for name in step)
 
 
+WRITTEN_OUT = {
+    "BloomForCausalLM": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4} | WORDS),
+    "GPTJForCausalLM": ("GPTJConfig", {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8} | WORDS),
+    "Gemma2ForCausalLM": ("Gemma2Config", GROUPED | {"head_dim": 16, "sliding_window": 4}),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_attention_written_out(name):
+    """softmax(Q Kᵀ) V with ALiBi, with a stored triangle, with a cap on its scores and a window."""
+    config, sizes = WRITTEN_OUT[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, config)(**sizes)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    ids = torch.randint(3, 100, (2, 8))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    module = surgery.inspect(model, given).graph_module
+    assert sum("scaled_dot_product" in str(node.target) for node in module.graph.nodes) == 0
+    tokens, mask = prompts()
+    options = {"attention_mask": mask, "max_new_tokens": 8, "temperature": 1.0}
+    cached = generate(module, tokens, use_cache=True, **options)
+    assert torch.equal(cached, generate(module, tokens, use_cache=False, **options))
+
+
 def test_uncut_it_writes_what_the_library_writes():
     for name in ("LlamaForCausalLM", "MistralForCausalLM"):
         model, inputs = build(name)

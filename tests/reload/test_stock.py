@@ -20,12 +20,13 @@ SIX = {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4, "
 CONFIGS = {
     "GPT2LMHeadModel": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 48} | WORDS),
     "LlamaForCausalLM": ("LlamaConfig", GROUPED),
-    "Qwen3ForCausalLM": ("Qwen3Config", GROUPED | {"head_dim": 16}),
+    "Qwen3ForCausalLM": ("Qwen3Config", GROUPED | {"head_dim": 16, "num_hidden_layers": 3}),
     "BertModel": ("BertConfig", SIZES),
     "T5ForConditionalGeneration": ("T5Config", SIX),
 }
 CHANNELS, HEADS = "prune 25% of mlp channels", "prune 50% of attention heads"
 ONE_LAYER = f"{CHANNELS} in layer 1"
+SHORTER = {"num_hidden_layers": (3, 2), "layer_types": (["full_attention"] * 3, ["full_attention"] * 2)}
 FEWER_HEADS = {"num_attention_heads": (4, 2), "num_key_value_heads": (2, 1)}
 
 
@@ -53,7 +54,7 @@ def cut(name: str, spec: str, dtype: torch.dtype = torch.float32):
 TAKEN = [
     ("GPT2LMHeadModel", CHANNELS, {"n_inner": (None, 192)}, torch.float32),
     ("LlamaForCausalLM", f"{CHANNELS}; {HEADS}", FEWER_HEADS | {"intermediate_size": (96, 72)}, torch.bfloat16),
-    ("Qwen3ForCausalLM", HEADS, FEWER_HEADS, torch.float32),
+    ("Qwen3ForCausalLM", f"{HEADS}; prune layers [1]", FEWER_HEADS | SHORTER, torch.float32),
     ("BertModel", CHANNELS, {"intermediate_size": (96, 72)}, torch.float32),
 ]
 
