@@ -52,7 +52,7 @@ class Cut(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.graph = graph_module
         self.passed = Passed()
-        settings = GenerationConfig.from_model_config(config).to_dict() | dict(generation)
+        settings = GenerationConfig.from_model_config(config).to_dict() | {"use_cache": True} | dict(generation)
         self.generation_config = GenerationConfig.from_dict(settings)
 
     @classmethod

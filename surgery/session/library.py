@@ -39,7 +39,8 @@ def source(prepared: Prepared, found: Stock | None) -> dict[str, Any] | None:
     """For the manifest: the library, its class, the config as it was before, and what became of it."""
     known = prepared.model.source
     if found is not None:
-        told = {"library": "transformers", "architecture": found.architecture, "config": dict(found.original)}
+        config = _as_saved(prepared, found.original)
+        told = {"library": "transformers", "architecture": found.architecture, "config": config}
         return told | {"task": known.get("task"), "stock": found.document()}
     kept = {name: value for name, value in known.items() if name != "tokenizer_files"}
     return kept or None
@@ -50,12 +51,21 @@ def files(prepared: Prepared, choices: Choices, found: Stock | None) -> dict[str
     new = _numbers(prepared, choices)
     beside = dict(prepared.model.source.get("tokenizer_files") or {}) if new is None else {}
     if found is not None and found.told:
-        beside[CONFIG] = _json(found.config)
+        beside[CONFIG] = _json(_as_saved(prepared, found.config))
     settings = getattr(prepared.model.module, "generation_config", None)
     if found is not None and settings is not None and GENERATION not in beside:
         written = json.loads(settings.to_json_string())
         beside[GENERATION] = _json(written if new is None else renumbered(written, new))
     return beside
+
+
+def _as_saved(prepared: Prepared, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what this machine or this capture put into it: where it was read, and that no cache was kept."""
+    kept = {name: value for name, value in config.items() if name != "_name_or_path"}
+    known = prepared.model.source.get("config")
+    if isinstance(known, Mapping) and "use_cache" in kept:
+        kept["use_cache"] = known.get("use_cache", True)
+    return kept
 
 
 def _numbers(prepared: Prepared, choices: Choices) -> dict[int, int] | None:

@@ -72,16 +72,20 @@ def apply(
     *,
     model: nn.Module | str | None = None,
     overwrite: bool = False,
+    pt2: bool = False,
     **options: Any,
 ) -> Result:
-    """`compile` with the spec's own model, and the bundle written to `out`, which is refused first if it is taken."""
+    """`compile` with the spec's own model, and the bundle written to `out`, which is refused first if it is taken.
+
+    With `pt2` it also holds `model.pt2`, which `torch.export.load` reads without surgery.
+    """
     if out is None:
         return compile(model, spec, **options)
     from surgery.bundle.folder import refuse_existing
 
     refuse_existing(Path(out), overwrite)
     result = compile(model, spec, **options)
-    result.save(out, overwrite=overwrite)
+    result.save(out, overwrite=overwrite, pt2=pt2)
     return result
 
 

@@ -146,3 +146,31 @@ def test_another_library_is_refused(tmp_path):
     with pytest.raises(BundleError, match="no model of `diffusers`, but of `transformers`") as caught:
         surgery.load(folder, library="diffusers")
     assert caught.value.diagnostics[0].code == "S717"
+
+
+def test_a_folder_of_theirs_becomes_a_bundle_that_their_pipelines_take(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: place for place, word in enumerate(["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(97))])}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    named = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "padding_side": "left"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **named).save_pretrained(tmp_path / "theirs")
+    build("LlamaForCausalLM")[0].save_pretrained(tmp_path / "theirs")
+    spec = f'model hf:"{tmp_path / "theirs"}"; {ONE_LAYER}'
+    surgery.apply(spec, tmp_path / "out", timing=False, controls=False, pt2=True)
+    there = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.pt2"} <= there
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["use_cache"] is True and str(tmp_path) not in json.dumps(config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts = ["w1 w2 w3", "w5"]
+    model = surgery.load(tmp_path / "out", library="transformers")
+    written = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)(
+        texts, max_new_tokens=5, batch_size=2, do_sample=False
+    )
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    mask = batch["attention_mask"]
+    ours = surgery.load(tmp_path / "out").generate(batch["input_ids"], attention_mask=mask, max_new_tokens=5)
+    for row, text, (found,) in zip(ours, texts, written, strict=True):
+        told = found["generated_text"].removeprefix(text).split()
+        assert told and told == tokenizer.decode(row, skip_special_tokens=True).split()[len(text.split()) :]
