@@ -221,7 +221,7 @@ def _where(row: dict) -> str:
 
 def _parity_detail(row: dict) -> str:
     error = wording.scientific(row.get("max_rel", row["max_abs"]))
-    return f"{error} of the largest output, allowed {wording.scientific(row['tolerance'])}"
+    return f"{error}, allowed {wording.scientific(row['tolerance'])}"
 
 
 def _check(sheet: Sheet, holds: bool, text: str, detail: str) -> None:
