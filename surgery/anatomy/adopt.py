@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -35,7 +36,7 @@ def adopt(graph_module: GraphModule, inputs: dict[str, Any]) -> GraphModule:
             node.meta["val"] = mode.from_tensor(attribute(graph_module, node.target), static_shapes=True)
         elif node.op == "call_function":
             args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-            with mode, torch.no_grad():
+            with mode, enable_python_dispatcher(), torch.no_grad():
                 node.meta["val"] = node.target(*args, **kwargs)
     graph_module.meta["captured"] = True
     return graph_module

@@ -2,7 +2,8 @@
 
     matmul(x, T(W)), mm(x, T(W))   →   linear(x, W)        for a stored W [M, K], T any way to transpose it
 
-The result is the same number for number: `aten.linear` without a bias is that product.
+The result is the same number for number: `aten.linear` without a bias is that product. What nothing reads goes, such as
+attention weights that are averaged and thrown away: a dead reader would forbid cuts that nothing forbids.
 """
 
 from torch.fx import GraphModule, Node
@@ -22,7 +23,7 @@ def canonicalize(graph_module: GraphModule) -> None:
         source = node.args[0]
         node.target, node.args = aten.linear.default, (source, weight)
     for node in reversed(graph_module.graph.nodes):
-        if is_op(node, *FLIPS) and not node.users:
+        if node.op == "call_function" and not node.users and not node.is_impure():
             graph_module.graph.erase_node(node)
 
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from surgery.anatomy.adopt import adopt, is_saved
 from surgery.anatomy.canonical import canonicalize
-from surgery.anatomy.graphs import aten, attribute, placeholders, shape
+from surgery.anatomy.graphs import aten, attribute, placeholders, shape, value
 from surgery.diagnostics import CaptureError
 
 Inputs = tuple | Mapping[str, Any]
@@ -53,6 +53,7 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
     _drop_assertions(graph_module)
     _name_once(graph_module)
     canonicalize(graph_module)
+    _note_lengths(graph_module)
     graph_module.recompile()
     graph_module.meta["captured"] = True
     return graph_module
@@ -134,6 +135,17 @@ def _export(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Grap
     return graph_module
 
 
+def _note_lengths(graph_module: GraphModule) -> None:
+    """Ids whose number the model's code fixed: a graph of them runs at no other length."""
+    fixed = [
+        f"the length of `{node.target}` is fixed to {sizes[1]} by the model's code"
+        for node in placeholders(graph_module)
+        if (sizes := shape(node)) and len(sizes) == 2 and isinstance(sizes[1], int) and sizes[1] > 1
+        if not value(node).is_floating_point()
+    ]
+    graph_module.meta["notes"] = (*graph_module.meta.get("notes", ()), *fixed)
+
+
 def _export_with(model, args: tuple, kwargs: dict, batch: int, kind: Any) -> GraphModule:
     def dims(leaf: Any) -> dict | None:
         if not isinstance(leaf, torch.Tensor) or not leaf.dim():
@@ -195,13 +207,16 @@ CURES = (
     ),
     ("must be Tensor", "example inputs are tensors, and whatever else forward takes for its options"),
     ("reduction dim", "check the shapes in example_inputs: does model(**example_inputs) run?"),
-    ("shape", "check the shapes in example_inputs: does model(**example_inputs) run?"),
+    ("must match", "check the shapes in example_inputs: does model(**example_inputs) run?"),
+    ("invalid for input of size", "check the shapes in example_inputs: does model(**example_inputs) run?"),
+    ("has no attribute", "give every input that this line reads, such as attention_mask, in example_inputs"),
 )
+UNKNOWN = "does model(**example_inputs) run? if it does, write the line above with tensor operations alone"
 
 
 def _explain(error: BaseException) -> CaptureError:
     text = str(error)
-    cure = next((cure for sign, cure in CURES if sign in text), "run the model on the example inputs first")
+    cure = next((cure for sign, cure in CURES if sign in text), UNKNOWN)
     notes = [f"{type(error).__name__}: {_first_line(error)}"]
     place = _model_line(error)
     if place:

@@ -31,6 +31,9 @@ ACTIVATIONS = {
 """Nonlinearities; a hand-written one (x · sigmoid(x), x · (1 + erf(x))) is found through what is bent in it."""
 
 
+PARTS = (aten.split, aten.split_with_sizes, aten.chunk, aten.slice, aten.narrow)
+
+
 def is_op(node: Any, *operators: Any) -> bool:
     """Whether `node` calls one of these overloads or overload packets (`aten.linear`)."""
     if not isinstance(node, Node) or node.op != "call_function":
@@ -55,6 +58,11 @@ def known_size(size: int | torch.SymInt) -> int | torch.SymInt:
     return size if number is None else number
 
 
+def folded(size: int | torch.SymInt) -> int | None:
+    """8 of a free axis `8·batch`; None of a plain number."""
+    return int(size.node.expr.as_coeff_Mul()[0]) if isinstance(size, torch.SymInt) else None
+
+
 def width(node: Node) -> int | None:
     """The size of the last axis where it is a plain number."""
     sizes = shape(node)
@@ -75,10 +83,25 @@ def attribute(graph_module: GraphModule, name: str) -> torch.Tensor:
     return found
 
 
+def stored(node: Node) -> torch.Tensor | None:
+    """The value of a constant of the graph, plain or copied; None for anything else and for one without a value."""
+    while is_op(node, aten.lift_fresh_copy, aten.clone, aten.detach, aten.alias):
+        node = node.args[0]
+    held = attribute(node.graph.owning_module, node.target) if node.op == "get_attr" else None
+    return None if held is None or held.is_meta else held
+
+
 def weight_of(node: Node) -> Node | None:
     """The `get_attr` node of a layer's or an embedding's weight; None when it is computed."""
     weight = node.args[0 if is_op(node, aten.embedding) else 2 if is_op(node, aten.addmm) else 1]
     return weight if isinstance(weight, Node) and weight.op == "get_attr" else None
+
+
+def whole_of(part: Any) -> Any:
+    """The tensor that `part` was split or sliced out of; itself where it was not."""
+    while is_op(part, *PARTS) or getattr(getattr(part, "target", None), "__name__", "") == "getitem":
+        part = part.args[0]
+    return part
 
 
 def is_layer(node: Any) -> bool:

@@ -110,6 +110,7 @@ def _no_match(selector: Any, noun: str, anatomy: Anatomy, model: str) -> Surgery
     plain = "embedding" in noun or not anatomy.sites
     have = f"{model} has {len(tables)} embedding table{'s' * (len(tables) != 1)}" if plain else _counts(anatomy, model)
     notes = [", ".join(site.describe() for site in tables[:6])] if plain and tables else []
+    notes += _in_experts(anatomy) if noun.rstrip("s") in ("mlp", "mlp channel", "channel") else []
     notes += [NO_CLASS] if noun in ("class embeddings", "class embedding", "conditioning") else []
     there = [name for name, test in NOUNS.items() if name != "module" and any(map(test, anatomy.sites))]
     close = nearest(noun, there)
@@ -123,6 +124,12 @@ def _no_match(selector: Any, noun: str, anatomy: Anatomy, model: str) -> Surgery
         notes=notes,
         help=cure + listing,
     )
+
+
+def _in_experts(anatomy: Anatomy) -> list[str]:
+    """Where the feed-forward layers of a model without plain ones are."""
+    sites = anatomy.of_kind("moe")[:1]
+    return [f"the channels of `{site.name}` lie in {site.experts} experts, which are named and not cut" for site in sites]
 
 
 def _counts(anatomy: Anatomy, model: str) -> str:

@@ -131,6 +131,7 @@ class Prune:
             f"prune cannot cut `{self.target.text or self.target}` yet",
             code="S314",
             span=self.clause.span if self.clause else None,
+            notes=[f"`{site.name}` is a mixture of {site.experts} experts" for site in sites if site.kind == "moe"][:3],
             help="prune `class embeddings`, `token embeddings`, `mlp channels`, `attention heads` or `layers`",
         )
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from surgery.anatomy.graphs import aten, attribute, is_op
+from surgery.anatomy.graphs import aten, attribute, folded, is_op, shape
 from surgery.anatomy.units.edits import Edit
 from surgery.anatomy.units.producers import CONVOLUTIONS
 from surgery.passes.weights import add_tensor, replace_tensor
@@ -59,11 +59,24 @@ class CutUnits:
 
     def _gather(self, graph_module: GraphModule, call: Node, operand: Node, axis: int, keep: Tensor) -> None:
         """The call reads the kept part of an operand."""
-        like = operand.meta["val"]
+        graph, like = graph_module.graph, operand.meta["val"]
+        if _is_repeated(operand, axis):
+            with graph.inserting_before(call):
+                part = graph.call_function(aten.expand.default, (operand.args[0], list(operand.args[1])))
+            period = folded(like.shape[axis])
+            _write(part, Edit(part.name, 1, axis, Fraction(len(keep), period) if period else len(keep)))
+            call.replace_input_with(operand, part)
+            return
         name = add_tensor(graph_module, "surgery_kept", keep.to(like.device), parameter=False)
-        with graph_module.graph.inserting_before(call):
-            index = graph_module.graph.get_attr(name)
-            part = graph_module.graph.call_function(aten.index_select.default, (operand, axis, index))
+        period = folded(like.shape[axis])
+        with graph.inserting_before(call):
+            index = graph.get_attr(name)
+            part, place = operand, axis
+            if period:
+                part, place = graph.call_function(aten.unflatten.int, (operand, axis, [-1, period])), axis + 1
+            part = graph.call_function(aten.index_select.default, (part, place, index))
+            if period:
+                part = graph.call_function(aten.flatten.using_ints, (part, axis, place))
         call.replace_input_with(operand, part)
 
 
@@ -100,6 +113,11 @@ class MaskUnits:
 
     def ensures(self, graph_module: GraphModule) -> str | None:
         return None
+
+
+def _is_repeated(operand: Node, axis: int) -> bool:
+    """Whether one entry was expanded along an axis: any of them will do."""
+    return is_op(operand, aten.expand) and shape(operand.args[0])[axis - operand.meta["val"].dim()] == 1
 
 
 def _write(node: Node, edit: Edit) -> None:

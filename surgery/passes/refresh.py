@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -47,7 +48,7 @@ def _compute(graph_module: GraphModule, node: Node, mode: FakeTensorMode):
     if node.op == "get_attr":
         return mode.from_tensor(attribute(graph_module, node.target), static_shapes=True)
     args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-    with mode, torch.no_grad():
+    with mode, enable_python_dispatcher(), torch.no_grad():
         return node.target(*args, **kwargs)
 
 

@@ -1,6 +1,7 @@
 """Which units a clause takes from each site, and what cannot be cut: from the graph alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -11,7 +12,7 @@ from torch.fx import Node
 from surgery.anatomy.dimension import Obstacle
 from surgery.anatomy.graphs import where
 from surgery.anatomy.site import Anatomy, Site
-from surgery.anatomy.units import Coupling, trace_units
+from surgery.anatomy.units import Coupling, trace_all
 from surgery.anatomy.units.edits import edits
 from surgery.diagnostics import RefusalError
 from surgery.targets.units import EVEN, Units
@@ -27,19 +28,33 @@ def plan_units(operation: Any, anatomy: Anatomy, sites: tuple[Site, ...]) -> lis
     span = operation.clause.span if operation.clause else None
     _refuse_options(operation, span)
     works = []
-    for site in sites:
-        seeds = site.up if site.kind == "mlp" else [node for node in site.projections if _behind(site, node)]
-        coupling = trace_units(anatomy.graph_module, seeds)
+    for site, coupling in zip(sites, trace_all(anatomy.graph_module, map(makers, sites)), strict=True):
+        coupling = _own(site, coupling)
         remove, notes = _count(operation, site, coupling, span)
-        removed = torch.tensor(coupling.units[: max(1, remove)], dtype=torch.int64)
-        _refuse(site, [*coupling.obstacles, *edits(coupling, removed)[1]], span)
+        if not coupling.repeated:  # what is a copy of a site that was not refused is not either
+            removed = torch.tensor(coupling.units[: max(1, remove)], dtype=torch.int64)
+            _refuse(site, [*coupling.obstacles, *edits(coupling, removed)[1]], span)
         works.append(Units(operation, site, coupling, remove, notes, works))
     return works
 
 
-def _behind(site: Site, node: Node) -> bool:
-    """Whether a projection makes q, k or v rather than reading the heads' outputs."""
-    return node < site.nodes[0]
+def _own(site: Site, coupling: Coupling) -> Coupling:
+    """The coupling with the site's own units alone: a layer may make both channels and heads."""
+    held = coupling.labels.get(site.channels if site.kind == "mlp" else site.nodes[0])
+    if not isinstance(held, torch.Tensor):
+        return coupling
+    own = set(held.unique().tolist())
+    return replace(coupling, units=tuple(unit for unit in coupling.units if unit in own))
+
+
+def makers(site: Site) -> list[Node]:
+    """The layers that make what is cut: of an attention those of q, k and v, not the one that joins the heads."""
+    return list(site.up) if site.kind == "mlp" else [node for node in site.projections if node < site.nodes[0]]
+
+
+def _without_layers(site: Site) -> list[Obstacle]:
+    """Why a site that has no layers to begin with cannot be cut."""
+    return [] if makers(site) else [Obstacle(site.nodes[0], "what it reads is not made by layers alone")]
 
 
 def _refuse_options(operation: Any, span: Any) -> None:
@@ -77,7 +92,7 @@ def _count(operation: Any, site: Site, coupling: Coupling, span: Any) -> tuple[i
     units, what = len(coupling.units), UNITS[site.kind]
     total = site.heads if site.kind == "attention" else units
     if units < 2:
-        _refuse(site, coupling.obstacles, span)
+        _refuse(site, coupling.obstacles or _without_layers(site), span)
         mixing = coupling.mixed[0] if coupling.mixed else None
         raise RefusalError(
             f"the {what} of `{site.name}` can only go all together",
@@ -100,7 +115,8 @@ def _count(operation: Any, site: Site, coupling: Coupling, span: Any) -> tuple[i
     if operation.budget == "global":
         notes.append(EVEN)
     if units != total and site.kv_heads > 1:
-        notes.append(f"{total} heads go in {units} groups that share keys and values: whole groups are removed")
+        why = "share keys and values" if site.kv_heads < total else "are stored together"
+        notes.append(f"{total} heads go in {units} groups that {why}: whole groups are removed")
     if (units - keep) * total != asked * units:
         notes.append(f"{asked} of {total} {what} asked for, {(units - keep) * total // units} removed")
     return units - keep, tuple(notes)

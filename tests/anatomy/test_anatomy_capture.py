@@ -33,6 +33,20 @@ class Opaque(nn.Module):
         return Branch()
 
 
+class Missing(nn.Module):
+    """A mask that is not given: the line that reads it is told."""
+
+    def forward(self, x, mask=None):
+        return x.masked_fill(mask.logical_not(), 0)  # the culprit
+
+
+class Counted(nn.Module):
+    """Code that fixes the length of ids."""
+
+    def forward(self, ids):
+        return torch.stack([ids[:, place] for place in range(4)], 1).unbind(1)[ids.shape[1] - 1]
+
+
 class Options(nn.Module):
     def forward(self, x, scale=1.0, flip=False):
         return -x * scale if flip else x * scale
@@ -52,7 +66,12 @@ X = torch.arange(6.0).reshape(2, 3)
 
 @pytest.mark.parametrize(
     ("model", "cure"),
-    [(Branch(), "torch.where"), (Item(), "torch.where"), (Numpy(), "keep numpy")],
+    [
+        (Branch(), "torch.where"),
+        (Item(), "torch.where"),
+        (Numpy(), "keep numpy"),
+        (Missing(), "such as attention_mask"),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_the_culprit_is_named_with_its_line_and_a_cure(model, cure, capfd):
@@ -104,6 +123,11 @@ def test_a_batch_fixed_by_the_code_is_noted():
     assert anatomy.notes[0].startswith("the batch is fixed to 2: Constraints violated")
     assert [shape(node)[0] for node in placeholders(anatomy.graph_module)] == [2, 2, 2]
     assert strangers.anatomy_of("Plain").notes == ()
+
+
+def test_a_length_fixed_by_the_code_is_noted():
+    graph_module = capture(Counted(), (torch.ones(2, 4, dtype=torch.int64),))
+    assert graph_module.meta["notes"] == ("the length of `ids` is fixed to 4 by the model's code",)
 
 
 def test_modes_and_tensors_of_the_model_stay():

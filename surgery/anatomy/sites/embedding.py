@@ -103,6 +103,13 @@ def _sums(node: Node) -> set[Node]:
     return found
 
 
+def _is_vector(addend: Node) -> bool:
+    """Whether it is one vector per sample, reshaped."""
+    while is_op(addend, *PASSES, aten.unflatten):
+        addend = addend.args[0]
+    return len(shape(addend) or ()) < 3 and addend.op != "get_attr"
+
+
 def _origin(addend: Node) -> Node:
     while is_op(addend, *PASSES):
         addend = addend.args[0]
@@ -115,6 +122,8 @@ def _is_position_table(graph_module: GraphModule, weight: Node, add: Node) -> bo
     if weight.op != "get_attr" or not sizes or not target or len(target) != 3 or len(sizes) < 2:
         return False
     if not isinstance(attribute(graph_module, weight.target), Parameter):
+        return False
+    if any(_is_vector(other) for other in add.all_input_nodes if _origin(other) is not weight):
         return False
     fits = sizes[-2] == target[-2] or not isinstance(target[-2], int)
     return fits and width(weight) == width(add) and sizes[-2] != 1

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch.fx import Node
 
-from surgery.anatomy.graphs import aten, is_op, shape, tensor_inputs
+from surgery.anatomy.graphs import aten, folded, is_op, shape, tensor_inputs
 from surgery.anatomy.units.sizes import Sizes
 
 MOVES = tuple(
@@ -58,7 +58,7 @@ def _heads(operand: Node, joined: int | None, head_dim: int) -> int:
         return _counted(counted, joined, head_dim)
     if len(sizes) != 3:
         return 1
-    return _folded(sizes[0]) or (joined // head_dim if joined and head_dim and joined % head_dim == 0 else 1)
+    return folded(sizes[0]) or (joined // head_dim if joined and head_dim and joined % head_dim == 0 else 1)
 
 
 def _counted(sizes: list[int], joined: int | None, head_dim: int) -> int:
@@ -67,14 +67,6 @@ def _counted(sizes: list[int], joined: int | None, head_dim: int) -> int:
         if joined and prod(sizes[start:]) * head_dim == joined:
             return prod(sizes[start:])
     return sizes[-1]
-
-
-def _folded(size: int | torch.SymInt) -> int | None:
-    """8 of a batch axis `8·batch`; None where the batch is a number."""
-    if isinstance(size, int):
-        return None
-    factor, _ = size.node.expr.as_coeff_Mul()
-    return int(factor)
 
 
 def _of_letters(scores: Node, joined: int | None) -> Heads:

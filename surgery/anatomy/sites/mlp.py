@@ -45,12 +45,16 @@ ACTIVE = (*ACTIVATIONS, aten.glu)
 
 @dataclass(frozen=True)
 class Mlp(Site):
-    """`width` hidden channels; `gated` when a second branch multiplies the activated one (GLU)."""
+    """`width` hidden channels; `gated` when a second branch multiplies the activated one (GLU).
+
+    `channels` [.., width] is what `down` reads of them, alone or joined with others.
+    """
 
     width: int = 0
     gated: bool = False
     up: tuple[Node, ...] = field(default=(), repr=False, compare=False)
     down: Node | None = field(default=None, repr=False, compare=False)
+    channels: Node | None = field(default=None, repr=False, compare=False)
 
     @property
     def linears(self) -> tuple[Node, ...]:
@@ -69,10 +73,9 @@ def find_mlps(graph_module: GraphModule) -> Iterator[Mlp]:
     """Every feed-forward layer whose hidden channels are used by one linear alone."""
     seen: set[Node] = set()
     for node in calls(graph_module, *ACTIVE):
-        down = _down(node)
+        down, channels = _down(node)
         if down is None or down in seen:
             continue
-        channels = input_of(down)
         up = _ups(channels)
         if not up or width(channels) is None:
             continue
@@ -86,6 +89,7 @@ def find_mlps(graph_module: GraphModule) -> Iterator[Mlp]:
             gated=gated,
             up=up,
             down=down,
+            channels=channels,
         )
 
 
@@ -93,18 +97,21 @@ def _path(up: tuple[Node, ...], down: Node) -> str:
     return common_path([*(owner(linear) for linear in up), owner(down)])
 
 
-def _down(activation: Node) -> Node | None:
-    """The linear that reads the activated channels, through gates and dropout."""
-    current = activation
+def _down(activation: Node) -> tuple[Node | None, Node]:
+    """The linear that reads the activated channels, through gates and dropout; and the channels it reads, which may be
+    joined with others on the way (attention's, in a block that runs the two in parallel)."""
+    current, channels = activation, None
     for _ in range(8):
         users = [user for user in current.users if shape(user)]
         linear = next((user for user in users if reads(user, current)), None)
         if linear:
-            return linear if len(users) == 1 else None
-        if not users or not all(is_op(user, *CARRY, *ACTIVE) for user in users):
-            return None
+            return (linear if len(users) == 1 else None), channels or current
+        if len(users) == 1 and is_op(users[0], aten.cat) and channels is None:
+            channels = current
+        elif not users or not all(is_op(user, *CARRY, *ACTIVE) for user in users):
+            return None, current
         current = users[-1]
-    return None
+    return None, current
 
 
 def _ups(channels: Node) -> tuple[Node, ...]:

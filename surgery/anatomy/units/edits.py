@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from surgery.anatomy.dimension import Obstacle, describe
-from surgery.anatomy.graphs import aten, is_op
+from surgery.anatomy.graphs import aten, is_op, stored
 from surgery.anatomy.units.producers import CONVOLUTIONS
 from surgery.anatomy.units.trace import Coupling
 
-VIEWS = (aten.view, aten.reshape, aten._unsafe_view, aten.expand)
+VIEWS = (aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.broadcast_to)
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ def _of(node: Node, held: Any, coupling: Coupling, removed: Tensor) -> Iterator[
         source = _stays(coupling.labels[node.args[0]], removed)
         if not source[_axis(node, 1, len(source))].all():
             raise Uneven(f"{describe(node)} takes single indices of it")
+    elif is_op(node, aten.roll):
+        axes = node.args[2] if isinstance(node.args[2], list | tuple) else [node.args[2]]
+        if not all(_stays(held, removed)[axis].all() for axis in axes):
+            raise Uneven(f"{describe(node)} turns it round")
+    elif is_op(node, aten.index):
+        _check_picks(node, coupling, removed)
     elif is_op(node, *CONVOLUTIONS) and len(node.args) > 6 and node.args[6] > 1:
         yield Edit(node.name, 6, None, int(_stays(held, removed)[1].sum()))
 
@@ -121,6 +127,18 @@ def _parted(node: Node, held: list[Tensor], removed: Tensor) -> Iterator[Edit]:
         raise Uneven(f"{describe(node)} would get uneven parts")
     elif not is_op(node, aten.chunk):
         yield Edit(node.name, 1, None, counts[0])
+
+
+def _check_picks(node: Node, coupling: Coupling, removed: Tensor) -> None:
+    """Stored indices have to mean the same as before: nothing goes in front of them, or behind negative ones."""
+    stays = _stays(coupling.labels[node.args[0]], removed)
+    for axis, index in enumerate(node.args[1]):
+        if index is None or stays[axis].all():
+            continue
+        numbers = stored(index)
+        sides = [stays[axis][number:] if number < 0 else stays[axis][: number + 1] for number in numbers.tolist()]
+        if not all(side.all() for side in sides):
+            raise Uneven(f"{describe(node)} takes single indices of it")
 
 
 def _stays(labels: Tensor, removed: Tensor) -> list[Tensor]:

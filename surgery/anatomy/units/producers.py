@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from surgery.anatomy.graphs import aten, is_op, weight_of
+from surgery.anatomy.graphs import aten, is_op, weight_of, whole_of
 from surgery.anatomy.units.walk import Walk, varies
 
 CONVOLUTIONS = (aten.conv1d, aten.conv2d)
@@ -29,6 +29,10 @@ def layer_weight(node: Node) -> tuple[Any, int, Any]:
 def begin(walk: Walk, node: Node) -> Tensor:
     """Labels of a seed's output, fresh at first, the same for every layer that shares a weight."""
     sizes = walk.sizes.shape(node)
+    if node.op == "get_attr" and _makes_features(node):
+        rows = _started(walk, node.target, sizes[0])
+        walk.cut_weight(node, node, 0, rows)
+        return rows[:, None].expand(sizes)
     if node.op == "get_attr":
         labels = _started(walk, node.target, prod(sizes)).reshape(sizes)
         for axis in filter(lambda axis: varies(labels, axis), range(labels.dim())):
@@ -44,6 +48,17 @@ def begin(walk: Walk, node: Node) -> Tensor:
     shape = [1] * len(sizes)
     shape[channel] = sizes[channel]
     return labels.reshape(shape).expand(sizes)
+
+
+def _makes_features(node: Node) -> bool:
+    """Whether a stored matrix is a weight of which layers read parts."""
+    parts = [node]
+    while parts:
+        users = [(part, user) for part in parts for user in part.users]
+        if any(is_op(user, aten.linear) and user.args[1] is part is not node for part, user in users):
+            return True
+        parts = [user for _, user in users if whole_of(user) is node]
+    return False
 
 
 def _started(walk: Walk, key: Any, count: int) -> Tensor:

@@ -5,8 +5,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from surgery.anatomy.dimension import describe
+from surgery.anatomy.graphs import aten, is_op
 from surgery.anatomy.units.union import FREE
-from surgery.anatomy.units.walk import Walk, along, unknown, varies
+from surgery.anatomy.units.walk import Walk, along, settle, unknown, varies
 
 
 def linear(walk: Walk, node: Node) -> Tensor | None:
@@ -22,7 +23,7 @@ def addmm(walk: Walk, node: Node) -> Tensor | None:
 def _layer(walk: Walk, node: Node, source: Node, weight: Node, axis: int) -> Tensor | None:
     held = walk.of(source)
     if held is None:
-        return unknown(walk, node)
+        return _made(walk, node, weight)
     if weight.op != "get_attr":
         return walk.refuse(node, f"the weight of {describe(node)} is computed, not stored")
     last = held.dim() - 1
@@ -36,11 +37,45 @@ def _layer(walk: Walk, node: Node, source: Node, weight: Node, axis: int) -> Ten
     return held[..., :1].expand(walk.sizes.shape(node))
 
 
+def _made(walk: Walk, node: Node, weight: Node) -> Tensor | None:
+    """Features made by labelled rows of a weight."""
+    rows = walk.of(weight)
+    if rows is None or not is_op(node, aten.linear):
+        return unknown(walk, node)
+    rows = along(rows, 0)
+    if rows is None:
+        return unknown(walk, node)
+    bias = node.args[2] if len(node.args) > 2 else None
+    given = walk.of(bias)
+    if given is not None:
+        walk.union.unify(rows, given)
+    elif isinstance(bias, Node):
+        walk.couple(node, bias, 0, rows)
+    return walk.union.find(rows).expand(walk.sizes.shape(node))
+
+
 def matmul(walk: Walk, node: Node) -> Tensor | None:
     """[.., M, K] · [.., K, N]: against a weight it is a layer; between activations batch axes are one."""
     left, right = node.args[:2]
     if right.op == "get_attr" and len(walk.sizes.shape(right)) == 2:
         return _layer(walk, node, left, right, 0)
+    return _product(walk, node, left, right)
+
+
+def added(walk: Walk, node: Node) -> Tensor | None:
+    """baddbmm: beta · input + alpha · left right."""
+    source, left, right = node.args[:3]
+    total, given = _product(walk, node, left, right), walk.of(source)
+    if total is None:
+        return unknown(walk, node)
+    if given is None:
+        settle(walk, node, source, total)
+        return total
+    walk.union.unify(total, given)
+    return walk.union.find(torch.where(total < 0, given, total))
+
+
+def _product(walk: Walk, node: Node, left: Node, right: Node) -> Tensor | None:
     sizes = walk.sizes.shape(node)
     one, two = walk.of(left), walk.of(right)
     if one is None and two is None:
@@ -63,18 +98,20 @@ def attention(walk: Walk, node: Node) -> Tensor | None:
     heads = walk.sizes.shape(query)[-3] if len(walk.sizes.shape(query)) > 3 else 1
     labels = [walk.of(query), *(_repeated(walk.of(each), heads) for each in (key, value))]
     for index in (1, 2):
-        labels[index] = _without_shared(labels[index])
+        labels[index] = without_shared(labels[index])
     known = [held for held in labels if held is not None]
     if not known or heads == 1:
         return unknown(walk, node)
-    for operand, held in zip((query, key, value), labels, strict=True):
-        if held is None and walk.of(operand) is None and walk.sizes.shape(operand)[-3] > 1:
-            walk.want_layers_behind(operand)
     total = torch.full((heads,), FREE)
     for held in known:
-        per_head = walk.mix(node, held, [held.dim() - 1])[..., 0].movedim(-2, 0).reshape(heads, -1).amax(1)
+        others = [axis for axis in range(held.dim()) if axis != held.dim() - 3]
+        per_head = walk.mix(node, held, others).movedim(-3, 0).reshape(heads, -1)[:, 0]
         walk.union.unify(total, per_head)
         total = walk.union.find(torch.where(total < 0, per_head, total))
+    for operand, held in zip((query, key, value), labels, strict=True):
+        own = walk.sizes.shape(operand)
+        if held is None and own[-3] > 1:
+            walk.follow(node, operand, len(own) - 3, total if own[-3] == heads else None)
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     if isinstance(mask, Node):
         own = walk.sizes.shape(mask)
@@ -116,7 +153,7 @@ def _repeated(held: Tensor | None, heads: int) -> Tensor | None:
     return held.repeat_interleave(heads // held.shape[-3], -3)
 
 
-def _without_shared(held: Tensor | None, axis: int = -3) -> Tensor | None:
+def without_shared(held: Tensor | None, axis: int = -3) -> Tensor | None:
     """Entries that are the same all along an axis belong to no unit; None where that is all of them."""
     if held is None or held.shape[axis] == 1:
         return held
@@ -135,17 +172,16 @@ def _against(held: Tensor | None, other: Tensor | None) -> Tensor | None:
         return held
     for back in range(3, min(held.dim(), other.dim()) + 1):
         if held is not None and varies(other, other.dim() - back):
-            held = _without_shared(held, -back)
+            held = without_shared(held, -back)
     return held
 
 
 def _want(walk: Walk, node: Node, operand: Node, held: Tensor | None, other: Tensor | None) -> None:
-    """An operand without labels that has the cut batch axis in full comes from layers to be followed too."""
-    if held is not None or other is None or walk.of(operand) is not None:
+    """An operand without labels of its own that has the cut batch axis in full is cut along it too."""
+    if held is not None or other is None:
         return
     own = walk.sizes.shape(operand)
     for back in range(3, min(len(own), other.dim()) + 1):
         if own[-back] > 1 and varies(other, other.dim() - back):
-            if not walk.want_layers_behind(operand):
-                walk.couple(node, operand, len(own) - back, along(other, other.dim() - back))
+            walk.follow(node, operand, len(own) - back, along(other, other.dim() - back))
             return

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from surgery.anatomy.dimension import describe
-from surgery.anatomy.graphs import aten, shape
-from surgery.anatomy.units.products import addmm, attention, convolution, linear, matmul
+from surgery.anatomy.graphs import aten, is_op, shape, stored, value
+from surgery.anatomy.units.einsum import einsum
+from surgery.anatomy.units.products import added, addmm, attention, convolution, linear, matmul
 from surgery.anatomy.units.union import FREE
-from surgery.anatomy.units.walk import Walk, along, unknown, varies
+from surgery.anatomy.units.walk import Walk, settle, unknown, varies
 
 Rule = Callable[[Walk, Node], object]
 
@@ -49,21 +50,6 @@ def pointwise(walk: Walk, node: Node) -> Tensor | None:
     return total
 
 
-def settle(walk: Walk, node: Node, operand: Node, total: Tensor) -> None:
-    """Couple an operand that has no labels with the axes along which those of the result differ."""
-    if walk.of(operand) is not None:
-        return
-    own = walk.sizes.shape(operand)
-    for axis in range(len(own)):
-        place = total.dim() - len(own) + axis
-        if own[axis] > 1 and varies(total, place):
-            vector = along(total, place)
-            if vector is None:
-                walk.refuse(node, f"{describe(node)} spreads a unit over two axes")
-            else:
-                walk.couple(node, operand, axis, vector)
-
-
 def same(walk: Walk, node: Node) -> Tensor | None:
     """The first operand's labels, as they are."""
     return walk.of(node.args[0])
@@ -76,7 +62,11 @@ def moved(walk: Walk, node: Node) -> object:
         return None
     args = [walk.sizes.plain(each) for each in node.args[1:]]
     kwargs = {name: walk.sizes.plain(each) for name, each in node.kwargs.items() if name != "memory_format"}
-    found = node.target(held, *args, **kwargs)
+    target = aten.reshape.default if node.target is aten.view.default else node.target  # labels lie anyhow in memory
+    try:
+        found = target(held, *args, **kwargs)
+    except RuntimeError:
+        return walk.refuse(node, f"the sizes of {describe(node)} depend on values")
     return list(found) if isinstance(found, tuple | list) else found
 
 
@@ -86,8 +76,15 @@ def expanded(walk: Walk, node: Node) -> Tensor | None:
 
 
 def joined(walk: Walk, node: Node) -> Tensor:
-    """`cat` and `stack`: parts without labels stay whole."""
+    """`cat` and `stack`: parts without labels stay whole, but along axes that are cut in the others."""
     parts = [walk.of(part) for part in node.args[0]]
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    one = next(part for part in parts if part is not None)
+    if not is_op(node, aten.cat) or not varies(one, axis):
+        for part, held in zip(node.args[0], parts, strict=True):
+            if held is None:
+                like = one.narrow(axis, 0, 1) if is_op(node, aten.cat) else one
+                settle(walk, node, part, like.expand(walk.sizes.shape(part)))
     parts = [
         torch.full(walk.sizes.shape(node.args[0][index]), FREE) if part is None else part
         for index, part in enumerate(parts)
@@ -111,6 +108,21 @@ def reduced(walk: Walk, node: Node) -> Tensor | None:
     return result.reshape(walk.sizes.shape(node))
 
 
+def extreme(walk: Walk, node: Node) -> object:
+    """max and min: along an axis they give values and places."""
+    held = reduced(walk, node) if isinstance(value(node), Tensor) else None
+    if held is not None or walk.of(node.args[0]) is None:
+        return held
+    labels = walk.of(node.args[0])
+    axis = node.args[1] % labels.dim() if len(node.args) > 1 else None
+    if axis is None:
+        return unknown(walk, node)
+    labels = walk.mix(node, labels, [axis]).narrow(axis, 0, 1)
+    keeps = len(node.args) > 2 and node.args[2]
+    labels = labels if keeps else labels.squeeze(axis)
+    return [labels, labels]
+
+
 def along_axis(walk: Walk, node: Node) -> Tensor | None:
     """softmax and its like: one axis is mixed, the shape stays."""
     held = walk.of(node.args[0])
@@ -127,7 +139,7 @@ def normed(walk: Walk, node: Node) -> Tensor | None:
 
 
 def chosen(walk: Walk, node: Node) -> Tensor | None:
-    """index_select and gather: fine along an axis on which labels do not differ."""
+    """index_select: fine along an axis on which labels do not differ."""
     held, axis = walk.of(node.args[0]), node.args[1]
     if held is None or not isinstance(axis, int):
         return unknown(walk, node)
@@ -136,16 +148,59 @@ def chosen(walk: Walk, node: Node) -> Tensor | None:
     return held.narrow(axis, 0, 1).expand(walk.sizes.shape(node))
 
 
+def picked(walk: Walk, node: Node) -> Tensor | None:
+    """x[:, :, idx]: run on the labels where idx is stored, else fine along axes on which labels do not differ."""
+    held, given = walk.of(node.args[0]), node.args[1]
+    if held is None:
+        return unknown(walk, node)
+    axes = [axis for axis, index in enumerate(given) if index is not None]
+    index = stored(given[axes[0]])
+    if len(axes) == 1 and index is not None and index.dim() == 1 and not index.is_floating_point():
+        return held.index_select(axes[0], index.remainder(held.shape[axes[0]]))
+    if any(varies(held, axis) for axis in axes):
+        return unknown(walk, node)
+    size = walk.sizes.shape(node)
+    new = len(size) - (held.dim() - len(axes))
+    first = axes[0] if axes[-1] - axes[0] + 1 == len(axes) else 0
+    for axis in reversed(axes):
+        held = held.select(axis, 0)
+    for _ in range(new):
+        held = held.unsqueeze(first)
+    return held.expand(size)
+
+
+def halved(walk: Walk, node: Node) -> Tensor | None:
+    """glu: one half of an axis multiplies the other."""
+    held = walk.of(node.args[0])
+    if held is None:
+        return None
+    axis = node.args[1] if len(node.args) > 1 else -1
+    one, two = held.chunk(2, axis)
+    walk.union.unify(one, two)
+    return walk.union.find(torch.where(one < 0, two, one))
+
+
+def gathered(walk: Walk, node: Node) -> Tensor | None:
+    """gather: fine along an axis on which labels do not differ; the places to gather from are cut along the others."""
+    held, axis = walk.of(node.args[0]), node.args[1]
+    if held is None or varies(held, axis):
+        return unknown(walk, node)
+    total = held.narrow(axis, 0, 1).expand(walk.sizes.shape(node))
+    settle(walk, node, node.args[2], total)
+    return total
+
+
 def _axes(node: Node, rank: int) -> list[int]:
     given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     axes = [given] if isinstance(given, int) else list(given) if given else list(range(rank))
     return [axis % rank for axis in axes]
 
 
-SAME = "contiguous detach alias to _to_copy type_as dropout lift_fresh_copy clone tril triu cumsum"
+SAME = "contiguous detach alias to _to_copy type_as dropout lift_fresh_copy clone tril triu"
 MOVED = (
     "view reshape _unsafe_view permute transpose t unsqueeze squeeze slice select split split_with_sizes chunk unbind "
-    "flatten unflatten repeat repeat_interleave narrow movedim roll flip tile swapaxes numpy_T mT adjoint expand"
+    "flatten unflatten repeat repeat_interleave narrow movedim roll flip tile swapaxes numpy_T mT adjoint expand "
+    "broadcast_to"
 )
 REDUCED = "mean sum amax amin var std norm linalg_vector_norm logsumexp prod all any"
 RULES: dict[object, Rule] = {
@@ -154,6 +209,10 @@ RULES: dict[object, Rule] = {
     aten.matmul: matmul,
     aten.bmm: matmul,
     aten.mm: matmul,
+    aten.baddbmm: added,
+    aten.einsum: einsum,
+    aten.glu: halved,
+    aten.index: picked,
     aten.scaled_dot_product_attention: attention,
     aten.expand_as: expanded,
     aten.cat: joined,
@@ -163,9 +222,13 @@ RULES: dict[object, Rule] = {
     aten.softmax: along_axis,
     aten._softmax: along_axis,
     aten.log_softmax: along_axis,
+    aten.cumsum: along_axis,
+    aten.max: extreme,
+    aten.min: extreme,
     aten.layer_norm: normed,
     aten.rms_norm: normed,
     aten.index_select: chosen,
+    aten.gather: gathered,
     aten.conv1d: convolution,
     aten.conv2d: convolution,
 }

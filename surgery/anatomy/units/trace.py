@@ -21,7 +21,7 @@ from surgery.anatomy.units.producers import begin
 from surgery.anatomy.units.rules import rule_of
 from surgery.anatomy.units.sizes import Sizes
 from surgery.anatomy.units.union import FREE, Union
-from surgery.anatomy.units.walk import Gather, Walk
+from surgery.anatomy.units.walk import Gather, Walk, computes, maker_of, readers_of, varies
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,8 @@ class Coupling:
     weights     (tensor's name, axis) → the label of every index of that axis
     consumers   the layers that sum the dimension away
     obstacles   why a cut is not possible; empty if it is
-    mixed       nodes that made several labels one, with the axis they mix
+    mixed       nodes that made all labels one
+    repeated    whether it was not followed itself, being the same as one that was
     """
 
     units: tuple[int, ...]
@@ -43,6 +44,7 @@ class Coupling:
     consumers: tuple[Node, ...]
     obstacles: tuple[Obstacle, ...]
     mixed: tuple[Node, ...] = ()
+    repeated: bool = False
 
 
 def trace_units(graph_module: GraphModule, seeds: Iterable[Node]) -> Coupling:
@@ -51,8 +53,8 @@ def trace_units(graph_module: GraphModule, seeds: Iterable[Node]) -> Coupling:
     Layers and parameters that turn out to belong to it as well are followed too, until none is left.
     """
     order = {node: place for place, node in enumerate(graph_module.graph.nodes)}
-    readers = _readers(graph_module)
-    begun = dict.fromkeys(seeds)
+    readers = readers_of(graph_module)
+    begun = dict.fromkeys(map(maker_of, seeds))
     while True:
         walk = _settled(order, readers, begun)
         fresh = [node for node in walk.wanted if node not in begun]
@@ -62,24 +64,30 @@ def trace_units(graph_module: GraphModule, seeds: Iterable[Node]) -> Coupling:
 
 
 def _settled(order: Mapping[Node, int], readers: Mapping[str, list[Node]], seeds: Iterable[Node]) -> Walk:
-    """The first pass in which no two labels become one any more."""
+    """The first pass in which no two labels become one any more, and every unit is whole indices of one axis."""
     union, sizes = Union(), Sizes()
     starts: dict[Any, Tensor] = {}
+    mixed: dict[Node, None] = {}
     while True:
         before = union.merges
-        walk = Walk(order, union, sizes, starts)
+        walk = Walk(order, union, sizes, starts, mixed)
         _run(walk, readers, seeds)
-        if union.merges == before:
+        if union.merges == before and not _joined(walk):
             return walk
 
 
-def _readers(graph_module: GraphModule) -> dict[str, list[Node]]:
-    """Tensor name → the calls that read it."""
-    found: dict[str, list[Node]] = {}
-    for node in graph_module.graph.nodes:
-        if node.op == "get_attr":
-            found.setdefault(node.target, []).extend(node.users)
-    return found
+def _joined(walk: Walk) -> bool:
+    """Make one what cannot go alone, as it is no whole index of an axis: heads stored as [4 shards, 2 heads] go as whole
+    shards. Whether there was any."""
+    before = walk.union.merges
+    for held in walk.labels.values():
+        for labels in map(walk.union.find, held if isinstance(held, list) else [held]):
+            axes = [axis for axis in range(labels.dim()) if varies(labels, axis)]
+            while len(axes) > 1 and bool((labels != FREE).all()):
+                most = max(axes, key=lambda axis: len(labels.amin(axis).unique()))
+                labels = walk.union.along(labels, most).unsqueeze(most)
+                axes = [axis for axis in range(labels.dim()) if varies(labels, axis)]
+    return walk.union.merges > before
 
 
 def _run(walk: Walk, readers: Mapping[str, list[Node]], seeds: Iterable[Node]) -> None:
@@ -99,7 +107,7 @@ def _run(walk: Walk, readers: Mapping[str, list[Node]], seeds: Iterable[Node]) -
             continue
         walk.labels[node] = found
         for user in node.users:
-            if user.op == "output" or _computes(user):
+            if user.op == "output" or computes(user):
                 heapq.heappush(queue, (walk.order[user], user))
 
 
@@ -110,11 +118,6 @@ def _alike(seed: Node, readers: Mapping[str, list[Node]]) -> Iterator[Node]:
     yield from (
         node for node in readers.get(weight.target if weight else "", ()) if node is not seed and is_layer(node)
     )
-
-
-def _computes(node: Node) -> bool:
-    held = value(node)
-    return node.op == "call_function" and not isinstance(held, int | float | torch.SymInt | None)
 
 
 def _coupling(walk: Walk) -> Coupling:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from surgery.anatomy.dimension import Obstacle, describe
-from surgery.anatomy.graphs import is_layer, tensor_inputs
+from surgery.anatomy.graphs import aten, folded, is_layer, is_op, shape, tensor_inputs, value, weight_of, whole_of
 from surgery.anatomy.units.sizes import Sizes
 from surgery.anatomy.units.union import Union
 
@@ -18,7 +19,10 @@ LARGEST_TABLE = 1 << 20
 
 @dataclass(frozen=True)
 class Gather:
-    """An operand computed elsewhere, of which `user` will read the kept part: `labels` along its `axis`."""
+    """An operand computed elsewhere, of which `user` will read the kept part: `labels` along its `axis`.
+
+    Where the axis is batch · n, `labels` are those of the n of one batch entry.
+    """
 
     user: Node
     operand: Node
@@ -34,12 +38,12 @@ class Walk:
     union: Union
     sizes: Sizes
     starts: dict[Any, Tensor]
+    mixed: dict[Node, None]
     labels: dict[Node, Any] = field(default_factory=dict)
     weights: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     gathers: dict[tuple[Node, Node, int], Gather] = field(default_factory=dict)
     consumers: dict[Node, Tensor] = field(default_factory=dict)
     obstacles: dict[Node, Obstacle] = field(default_factory=dict)
-    mixed: dict[Node, None] = field(default_factory=dict)
     wanted: dict[Node, None] = field(default_factory=dict)
 
     def of(self, node: Any) -> Tensor | None:
@@ -52,10 +56,11 @@ class Walk:
 
     def mix(self, node: Node, labels: Tensor, axes: Iterable[int]) -> Tensor:
         """All labels along the axes become one; same shape."""
+        apart = bool((labels != labels.reshape(-1)[:1]).any())
         for axis in axes:
-            if varies(labels, axis):
-                self.mixed[node] = None
             labels = self.union.along(labels, axis).unsqueeze(axis).expand(labels.shape)
+        if apart and not bool((labels != labels.reshape(-1)[:1]).any()):
+            self.mixed[node] = None
         return labels
 
     def cut_weight(self, node: Node, weight: Any, axis: int, labels: Tensor) -> None:
@@ -75,11 +80,23 @@ class Walk:
         if operand.op == "get_attr":
             self.cut_weight(node, operand, axis, labels)
             return
-        origin = self._origin(operand)
+        origin = self._origin(operand) if operand not in self.labels else None
         if origin is not None:
             self.wanted[origin] = None
             return
-        self.gathers[node, operand, axis] = Gather(node, operand, axis, labels)
+        period = folded(shape(operand)[axis])
+        rows = labels.reshape(-1, period) if period else labels[None]
+        if not bool((rows == rows[:1]).all()):
+            self.refuse(node, f"{describe(node)} reads heads and batch in one axis, not head by head")
+            return
+        self.gathers[node, operand, axis] = Gather(node, operand, axis, rows[0])
+
+    def follow(self, node: Node, operand: Node, axis: int, labels: Tensor | None) -> None:
+        """An operand of a product that carries a cut axis in full: the layers it comes from are cut too, if there are
+        any; entries that are all alike (keys that all heads share) are read fewer times."""
+        if operand in self.labels or not self.want_layers_behind(operand):
+            if labels is not None:
+                self.couple(node, operand, axis, labels)
 
     def want_layers_behind(self, operand: Node) -> bool:
         """Ask that the nearest layers an operand is computed from be followed too; False if there is none."""
@@ -90,7 +107,7 @@ class Walk:
                 continue
             seen.add(node)
             if is_layer(node):
-                found.append(node)
+                found.append(maker_of(node))
             elif node.op == "call_function":
                 todo.extend(tensor_inputs(node) or node.all_input_nodes)
         self.wanted |= dict.fromkeys(found)
@@ -98,10 +115,10 @@ class Walk:
 
     def _origin(self, operand: Node) -> Node | None:
         """The layer or parameter an operand comes from through a chain that nothing else reads."""
-        node = operand
-        while len(node.users) == 1:
+        node = whole_of(operand) if whole_of(operand).op == "get_attr" else operand
+        while len(node.users) == 1 or node.op == "get_attr":
             if is_layer(node):
-                return node
+                return maker_of(node)
             if node.op == "get_attr":
                 return node if prod(self.sizes.shape(node) or (LARGEST_TABLE + 1,)) <= LARGEST_TABLE else None
             sources = tensor_inputs(node)
@@ -109,6 +126,42 @@ class Walk:
                 return None
             node = sources[0]
         return None
+
+
+def settle(walk: Walk, node: Node, operand: Node, total: Tensor) -> None:
+    """Couple an operand that has no labels with the axes along which those of the result differ."""
+    if walk.of(operand) is not None:
+        return
+    own = walk.sizes.shape(operand)
+    for axis in range(len(own)):
+        place = total.dim() - len(own) + axis
+        if own[axis] > 1 and varies(total, place):
+            vector = along(total, place)
+            if vector is None:
+                walk.refuse(node, f"{describe(node)} spreads a unit over two axes")
+            else:
+                walk.couple(node, operand, axis, vector)
+
+
+def readers_of(graph_module: GraphModule) -> dict[str, list[Node]]:
+    """Tensor name → the calls that read it."""
+    found: dict[str, list[Node]] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            found.setdefault(node.target, []).extend(node.users)
+    return found
+
+
+def computes(node: Node) -> bool:
+    """Whether a node is a call that gives tensors, not a size."""
+    held = value(node)
+    return node.op == "call_function" and not isinstance(held, int | float | torch.SymInt | None)
+
+
+def maker_of(layer: Node) -> Node:
+    """What labels of a layer's outputs begin with: the layer, or the stored tensor of which its weight is a part."""
+    whole = whole_of(layer.args[1]) if is_op(layer, aten.linear) and weight_of(layer) is None else layer
+    return whole if whole.op == "get_attr" else layer
 
 
 def varies(labels: Tensor, axis: int) -> bool:
