@@ -128,8 +128,8 @@ def _no_match(selector: Any, noun: str, anatomy: Anatomy, model: str) -> Surgery
 
 def _in_experts(anatomy: Anatomy) -> list[str]:
     """Where the feed-forward layers of a model without plain ones are."""
-    sites = anatomy.of_kind("moe")[:1]
-    return [f"the channels of `{site.name}` lie in {site.experts} experts, which are named and not cut" for site in sites]
+    told = "the channels of `{}` lie in {} experts, which are named and not cut"
+    return [told.format(site.name, site.experts) for site in anatomy.of_kind("moe")[:1]]
 
 
 def _counts(anatomy: Anatomy, model: str) -> str:

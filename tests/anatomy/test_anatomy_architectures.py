@@ -18,9 +18,10 @@ from surgery.targets.unit_plan import makers
 transformers = pytest.importorskip("transformers")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "intermediate_size": 48}
-TEXT = SIZES | {"vocab_size": 50, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TEXT = SIZES | SPECIAL | {"vocab_size": 50, "max_position_embeddings": 32}
 GROUPED = TEXT | {"num_key_value_heads": 4}
-OLD = {"n_embd": 32, "n_layer": 2, "n_head": 8, "vocab_size": 50, "n_positions": 32, "bos_token_id": 1, "eos_token_id": 2}
+OLD = SPECIAL | {"n_embd": 32, "n_layer": 2, "n_head": 8, "vocab_size": 50, "n_positions": 32}
 FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 50}
 PAIR = {
     name: number
@@ -29,6 +30,8 @@ PAIR = {
 }
 EAGER = {"attn_implementation": "eager"}
 EXPERTS = {"num_experts_per_tok": 2}
+PATCHES = SIZES | {"image_size": 16, "patch_size": 8}
+IDS = {"input_ids": torch.arange(12).reshape(2, 6) + 3}
 PIXELS = {"pixel_values": torch.zeros(2, 3, 16, 16)}
 
 
@@ -40,7 +43,7 @@ CACHELESS = {"input_ids": ids(), "use_cache": False}
 BOTH = CACHELESS | {"decoder_input_ids": ids(4)}
 CAUSAL, FULL = True, False
 
-# name: model, its config, inputs, blocks, attention (count, heads, key heads, width, causal), mlp (count, channels, gated)
+# name: model, config, inputs, blocks, attention (count, heads, key heads, width, causal), mlp (count, channels, gated)
 TOLD = {
     "qwen2 eager": ("Qwen2Model", GROUPED | EAGER, CACHELESS, 2, (2, 8, 4, 4, CAUSAL), (2, 48, True)),
     "codegen": ("CodeGenModel", OLD | {"rotary_dim": 2}, CACHELESS, 2, (2, 8, 8, 4, CAUSAL), (2, 128, False)),
@@ -63,12 +66,12 @@ TOLD = {
         (1, 8, 4, 4, CAUSAL),
         (0, 0, False),
     ),
-    "albert": ("AlbertModel", TEXT | {"embedding_size": 16}, {"input_ids": ids()}, 2, (1, 8, 8, 4, FULL), (1, 48, False)),
-    "modernbert": ("ModernBertModel", TEXT, {"input_ids": ids()}, 2, (2, 8, 8, 4, FULL), (2, 48, True)),
+    "albert": ("AlbertModel", TEXT | {"embedding_size": 16}, IDS, 2, (1, 8, 8, 4, FULL), (1, 48, False)),
+    "modernbert": ("ModernBertModel", TEXT, IDS, 2, (2, 8, 8, 4, FULL), (2, 48, True)),
     "deberta": (
         "DebertaV2Model",
         TEXT | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4},
-        {"input_ids": ids()},
+        IDS,
         2,
         (2, 8, 8, 4, FULL),
         (2, 48, False),
@@ -82,16 +85,16 @@ TOLD = {
         (3, None, None, 4, FULL),
         (3, None, False),
     ),
-    "siglip": ("SiglipVisionModel", SIZES | {"image_size": 16, "patch_size": 8}, PIXELS, 2, (3, 8, 8, 4, FULL), (3, 48, False)),
+    "siglip": ("SiglipVisionModel", PATCHES, PIXELS, 2, (3, 8, 8, 4, FULL), (3, 48, False)),
     "dinov2 gated": (
         "Dinov2Model",
-        SIZES | {"image_size": 16, "patch_size": 8, "mlp_ratio": 2, "use_swiglu_ffn": True},
+        PATCHES | {"mlp_ratio": 2, "use_swiglu_ffn": True},
         PIXELS,
         2,
         (2, 8, 8, 4, FULL),
         (2, 48, True),
     ),
-    "esm": ("EsmModel", TEXT | {"position_embedding_type": "rotary"}, {"input_ids": ids()}, 2, (2, 8, 8, 4, FULL), (2, 48, False)),
+    "esm": ("EsmModel", TEXT | {"position_embedding_type": "rotary"}, IDS, 2, (2, 8, 8, 4, FULL), (2, 48, False)),
 }
 
 
@@ -185,7 +188,8 @@ def test_paths_blocks_and_roles():
     falcon = anatomy_of("falcon").of_kind("attention")
     assert [site.path for site in falcon] == ["transformer.h.0.self_attention", "transformer.h.1.self_attention"]
     swin = anatomy_of("swin")
-    assert [site.path for site in swin.of_kind("block")][1:] == ["encoder.layers.1.blocks.0", "encoder.layers.1.blocks.1"]
+    inner = ["encoder.layers.0.blocks.0", "encoder.layers.1.blocks.0", "encoder.layers.1.blocks.1"]
+    assert [site.path for site in swin.of_kind("block")] == inner
     assert [site.heads for site in swin.of_kind("attention")] == [4, 8, 8]
     bart = anatomy_of("bart").of_kind("attention")
     assert [(site.path.split(".")[-1], site.causal) for site in bart] == [
@@ -232,7 +236,8 @@ def test_heads_kept_in_ways_of_their_own_are_cut(name):
     }
     inputs = {key: grown.get(key, held) for key, held in anatomy.inputs.items()}
     with torch.no_grad():
-        compact, masked, whole = (first(module(**inputs)) for module in (made.compact, made.masked, anatomy.graph_module))
+        graphs = (made.compact, made.masked, anatomy.graph_module)
+        compact, masked, whole = (first(graph(**inputs)) for graph in graphs)
     torch.testing.assert_close(compact, masked, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(masked, whole, rtol=1e-3, atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""Planning without weights at the width of a 70B model: blocks that repeat are followed once, in bounded time and memory."""
+"""Planning without weights at the width of a 70B model: repeats are followed once, in bounded time and memory."""
 
 import os
 import resource

@@ -14,7 +14,7 @@ def find_blocks(sites: Iterable[Site]) -> Iterator[Site]:
     """One site per indexed container (`blocks.3`) that holds attention or a feed-forward layer, in the sites' order.
 
     Of nested containers (`stages.1.blocks.0`, `block.3.layer.1.SelfAttention`) the innermost that both mixes tokens and
-    feeds forward is the block, and so are its neighbours that do one of the two. Where there is none, the outermost are.
+    feeds forward is the block, and so are its neighbours that do one of the two. Without any, the outermost are.
     A container that is called again, its weights shared by several layers, is a block per call: `blocks.0`,
     `blocks.0@1`, …
     """

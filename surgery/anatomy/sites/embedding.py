@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 from torch.fx import GraphModule, Node
 from torch.nn import Parameter
 
-from surgery.anatomy.graphs import aten, attribute, calls, is_op, owner, shape, tensor_ancestors, tensor_inputs, weight_of, width
+from surgery.anatomy.graphs import (
+    aten,
+    attribute,
+    calls,
+    is_op,
+    owner,
+    shape,
+    tensor_ancestors,
+    tensor_inputs,
+    weight_of,
+    width,
+)
 from surgery.anatomy.site import Site
 from surgery.anatomy.sites.conditioning import Conditioning
 
@@ -58,7 +69,7 @@ def _site(node: Node, weight: Node, role: str) -> Embedding:
 
 
 def _role(node: Node) -> str:
-    """By what the ids are: one per sample conditions, a sequence from the input is tokens, one counted here is positions."""
+    """By what the ids are: one per sample conditions, a sequence of the input is tokens, one counted is positions."""
     ids = node.args[1]
     behind = _values_behind(ids)
     inputs = [source for source in behind if source.op == "placeholder"]

@@ -70,7 +70,7 @@ def _counted(sizes: list[int], joined: int | None, head_dim: int) -> int:
 
 
 def _of_letters(scores: Node, joined: int | None) -> Heads:
-    """`b h i d, b h j d -> b h i j`: what both operands and the result share are heads, what is summed is their width."""
+    """`b h i d, b h j d -> b h i j`: what both operands and the result share are heads, what is summed their width."""
     equation = scores.args[0].replace(" ", "")
     terms, result = equation.split("->")
     query, key = terms.split(",")

@@ -17,7 +17,7 @@ NEAR = 24
 class MixtureOfExperts(Site):
     """`experts` feed-forward layers of `width` hidden channels each, of which every token takes `active`.
 
-    `gated` as in an mlp; `router` is the layer that scores the experts; `weights` the experts' tensors [experts, .., ..]
+    `gated` as in an mlp; `router` is the layer that scores the experts; `weights` the experts' tensors [experts, ..]
     by name, none where each expert is a module of its own.
     """
 

@@ -9,8 +9,8 @@ from surgery.anatomy.graphs import value
 
 
 class Sizes:
-    """Gives every free size of a graph a small even number, the same wherever it stands; one that a division first meets
-    (frames of a waveform) its size in the example inputs, as small ones may leave nothing."""
+    """Gives every free size of a graph a small even number, the same wherever it stands; one that a division meets
+    first (frames of a waveform) its size in the example inputs, as small ones may leave nothing."""
 
     def __init__(self) -> None:
         self.known: dict[Any, int] = {}

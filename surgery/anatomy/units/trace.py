@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from surgery.anatomy.dimension import Obstacle
-from surgery.anatomy.graphs import is_layer, value, weight_of
+from surgery.anatomy.graphs import is_layer, weight_of
 from surgery.anatomy.units.producers import begin
 from surgery.anatomy.units.rules import rule_of
 from surgery.anatomy.units.sizes import Sizes
@@ -77,8 +77,8 @@ def _settled(order: Mapping[Node, int], readers: Mapping[str, list[Node]], seeds
 
 
 def _joined(walk: Walk) -> bool:
-    """Make one what cannot go alone, as it is no whole index of an axis: heads stored as [4 shards, 2 heads] go as whole
-    shards. Whether there was any."""
+    """Make one what cannot go alone, as it is no whole index of an axis: heads stored as [4 shards, 2 heads] go as
+    whole shards. Whether there was any."""
     before = walk.union.merges
     for held in walk.labels.values():
         for labels in map(walk.union.find, held if isinstance(held, list) else [held]):
