@@ -47,7 +47,8 @@ def test_the_largest_share_that_holds(report):
     assert all(row["holds"] for row in report["parity"] + report["requirements"])
 
 
-def test_where_no_share_holds_the_run_fails_and_tells_what_was_tried(spec):
+def test_where_no_share_holds_the_run_fails_and_tells_what_was_tried(spec, monkeypatch):
+    monkeypatch.setattr("surgery.session.search.STEPS", 8)
     with pytest.raises(UnprovenError) as caught:
         apply(spec("prune auto of attention heads", "require embedding cosine >= 1.01"))
     found = caught.value.report["search"]

@@ -44,16 +44,23 @@ def moved(model, inputs: dict, result) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-@pytest.mark.parametrize("what", ["mlp channels", "attention heads"])
-@pytest.mark.parametrize("name", MODELS)
+CUTS = [
+    ("BertModel", "mlp channels"),
+    ("GPT2LMHeadModel", "mlp channels"),
+    ("ViTModel", "mlp channels"),
+    ("BertModel", "attention heads"),
+    ("LlamaForCausalLM", "attention heads"),
+]
+
+
+@pytest.mark.parametrize(("name", "what"), CUTS)
 def test_refitted_layers_move_the_outputs_less_and_masked_equals_compacted(name, what):
     model, inputs = build(name)
     plain = operate(model, inputs, f"prune 50% of {what} by effect compensate=none", MODELS[name])
     result = operate(model, inputs, f"prune 50% of {what}", MODELS[name])
     assert all(row["holds"] for row in result.report["parity"])
     assert {row["compensate"] for row in result.report["criteria"]} == {"least-squares", "none"}
-    if (name, what) != ("ViTModel", "attention heads"):  # on random images its heads tell nothing of each other
-        assert moved(model, inputs, result) < moved(model, inputs, plain)
+    assert moved(model, inputs, result) < moved(model, inputs, plain)
     saved = sum(action.parameters for action in result.plan.actions)
     assert result.report["size"]["parameters"]["before"] - result.report["size"]["parameters"]["after"] == saved
 
@@ -183,5 +190,5 @@ def test_a_layer_that_is_not_refitted_says_why():
     torch.manual_seed(0)
     result = operate(Again().eval(), {"x": torch.randn(2, 3, 8)}, "prune 25% of mlp channels")
     told = " ".join(result.report["actions"][0]["notes"])
-    assert "is not refitted: 2 layers read the units" in told or "is used more than once" in told
+    assert "is not refitted: 2 layers read the units" in told
     assert all(row["holds"] for row in result.report["parity"])
