@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from surgery.anatomy.dimension import ELEMENTWISE, Obstacle, describe, is_size_read
-from surgery.anatomy.graphs import aten, is_op, shape, tensor_inputs, value, where
+from surgery.anatomy.graphs import aten, is_op, shape, tensor_inputs, value, where, width
 from surgery.anatomy.site import Site
 from surgery.anatomy.sites.block import called
 
@@ -193,12 +193,18 @@ def _sources(out: Node, inside: frozenset[Node]) -> list[Node]:
             found += [node] if node.op != "get_attr" and _alike(node, out, dtype=True) else []
         elif _carries(node):
             added = added or is_op(node, *ADDS)
-            todo.extend(source for source in tensor_inputs(node) if _alike(source, out))
+            todo.extend(_whole(node))
     return sorted(found) if added else []
 
 
 def _carries(node: Node) -> bool:
     return node.op == "call_function" and (node.target in ELEMENTWISE or is_op(node, *NORMS, *RESHAPES))
+
+
+def _whole(node: Node) -> list[Node]:
+    """The operands of a call that are as large as what it makes, tokens in a row or not."""
+    laid = is_op(node, *RESHAPES)
+    return [one for one in tensor_inputs(node) if _alike(one, node) or laid and width(one) == width(node)]
 
 
 def _alike(node: Node, other: Node, *, dtype: bool = False) -> bool:
@@ -223,13 +229,13 @@ def _adds(exit: Node, entry: Node, inside: frozenset[Node]) -> tuple[tuple[Node,
     """The additions on the stream's way, last first; none where anything else lies on it."""
     found, node = [], exit
     while node is not entry:
-        through = [source for source in tensor_inputs(node) if _alike(source, exit) and _streams(source, entry, inside)]
+        through = [source for source in _whole(node) if _streams(source, entry, inside)]
         if len(through) != 1 or node not in inside:
             return ()
         others = [source for source in tensor_inputs(node) if source is not through[0]]
         if is_op(node, aten.add, aten.add_) and len(others) == 1 and not node.kwargs:
             found.append((node, others[0]))
-        elif not is_op(node, *SAME) or value(node).dtype != value(through[0]).dtype:
+        elif not is_op(node, *SAME, *RESHAPES) or value(node).dtype != value(through[0]).dtype:
             return ()
         node = through[0]
     return tuple(found)
@@ -250,7 +256,7 @@ def _joined(node: Node, inside: frozenset[Node]) -> list[Node]:
         if current not in inside:
             found.append(current)
         elif _carries(current):
-            todo.extend(source for source in tensor_inputs(current) if _alike(source, node))
+            todo.extend(_whole(current))
     return found
 
 
@@ -266,7 +272,7 @@ def _reader(user: Node) -> str:
 def _why_apart(out: Node, inside: frozenset[Node]) -> str:
     """What the stream is made of anew, where its output is no sum of its input."""
     start = out
-    while _carries(start) and (through := [source for source in tensor_inputs(start) if _alike(source, out)]):
+    while _carries(start) and (through := _whole(start)):
         start = through[0]
         if start not in inside:
             break

@@ -14,10 +14,12 @@ from surgery.operations.kinds import Share, forms, whole
 class Prune:
     """Remove the least-used part of a dimension.
 
-    before   table [V, D], time branch [D, H], modulation [M, D]; or a layer of C channels, an attention of H heads
-    after    table [V, D'], time branch [D', H], modulation [M, D'] with weights that make up for what is gone; C', H'
-    refuses  a dimension that is not the class's own, heads and channels that something else reads, a share that
-             leaves nothing
+    before   table [V, D], time branch [D, H], modulation [M, D]; or a layer of C channels, an attention of H heads;
+             L layers; a vocabulary of V tokens
+    after    table [V, D'], time branch [D', H], modulation [M, D'] with weights that make up for what is gone; C', H';
+             L' layers, the stream running past the others; table [V', D], head [V', D], ids and tokenizer in step
+    refuses  a dimension that is not the class's own, heads and channels that something else reads, a layer that others
+             look into or skip from, a vocabulary that something else reads, a share that leaves nothing
     """
 
     phase = Phase.SHRINK
@@ -30,7 +32,8 @@ class Prune:
     )
     share: Share = share(doc="how much goes: `66%`; a count: `2 layers`; `auto`, as much as the requirements let; all of what is numbered: `layers [3, 5]`")
     target: Selector = after(
-        "of", doc="what is pruned: `class embeddings`, `mlp channels`, `attention heads in layers 2..5`"
+        "of", doc="what is pruned: `class embeddings`, `mlp channels`, `attention heads in layers 2..5`, `layers except layer 0`, "
+        "`token embeddings`"
     )
     by: str = after(
         "by",

@@ -19,6 +19,7 @@ from surgery.check import Program, check
 from surgery.diagnostics import Source, SurgeryError
 from surgery.language import Spec, format
 from surgery.models import LoadedModel, open_model
+from surgery.plan.action import Action
 from surgery.plan.fingerprint import fingerprint, tensors_of
 from surgery.plan.plan import Match, Plan
 from surgery.plan.size import size_of
@@ -62,8 +63,16 @@ class Prepared:
             actions=actions,
             matches=self.matches,
             size=size_of(graph_module),
-            notes=(*self.model.notes, *self.anatomy.notes),
+            notes=(*self.model.notes, *self.anatomy.notes, *_overlaps(actions)),
         )
+
+
+def _overlaps(actions: tuple[Action, ...]) -> tuple[str, ...]:
+    """What the sum of the actions' savings counts twice."""
+    kinds = {action.kind for action in actions}
+    if "block" not in kinds or not kinds & {"attention", "mlp"}:
+        return ()
+    return ("heads and channels of layers that go are counted twice: less is saved in all than the sum",)
 
 
 def inspect(model: nn.Module, example_inputs: Inputs) -> Anatomy:

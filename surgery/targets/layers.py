@@ -59,7 +59,7 @@ class Layers:
 
     def action(self, graph_module: GraphModule) -> Action:
         """The cut from shapes alone. Which layers go is not known yet: where they differ, the smallest are counted."""
-        sizes = {layer: _own(graph_module, layer) for layer in self.layers}
+        sizes = _own(graph_module, self.layers)
         going = sorted(self.layers, key=sizes.__getitem__)[: self.remove]
         open_ = 0 < self.remove < len(self.layers) and len(set(sizes.values())) > 1
         notes = [*self.notes, *(["the layers differ in size: at least this much is saved"] if open_ else [])]
@@ -254,14 +254,19 @@ def _changes(graph_module: GraphModule, removed: Sequence[Layer]) -> Iterator[Te
             yield TensorChange(name, tuple(tensor.shape), (0,), tensor.element_size())
 
 
-def _own(graph_module: GraphModule, layer: Layer) -> int:
+def _own(graph_module: GraphModule, layers: Sequence[Layer]) -> dict[Layer, int]:
     """Entries of the parameters that nothing outside of a layer reads."""
     readers: dict[str, set] = {}
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
             readers.setdefault(node.target, set()).update(node.users)
-    owned = [name for name, users in readers.items() if users and users <= layer.inside]
-    return sum(attribute(graph_module, name).numel() for name in owned)
+    owners = {node: layer for layer in layers for node in layer.inside}
+    sizes = dict.fromkeys(layers, 0)
+    for name, users in readers.items():
+        owned = {owners.get(user) for user in users}
+        if len(owned) == 1 and None not in owned:
+            sizes[owned.pop()] += attribute(graph_module, name).numel()
+    return sizes
 
 
 def _runs(layers: Sequence[Layer], length: int, total: Counter) -> list[tuple[Layer, ...]]:

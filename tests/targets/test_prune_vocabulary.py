@@ -92,7 +92,7 @@ def drawn(inputs: dict, tokens: torch.Tensor, batch: int, length: int) -> tuple[
     return old, new
 
 
-HALF = ("LlamaForCausalLM", "BertForMaskedLM")
+HALF = ("LlamaForCausalLM",)
 CASES = [*((name, torch.float32) for name in MODELS), *((name, torch.bfloat16) for name in HALF)]
 
 
