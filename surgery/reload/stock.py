@@ -60,12 +60,12 @@ class Stock:
 
 
 def stock_of(
-    original: nn.Module, graph_module: GraphModule, inputs: Inputs, tokens: Mapping[int, int] | None = None
+    original: nn.Module, graph_module: GraphModule, inputs: Inputs | None, tokens: Mapping[int, int] | None = None
 ) -> Stock | None:
     """Whether `original`'s class can take what `graph_module` became; None where it is not one of transformers' own.
 
     original  the module the graph was captured from
-    inputs    example inputs of the graph, on which outputs are compared
+    inputs    example inputs of the graph, on which outputs are compared; None where it maps ids that the class does not
     tokens    old id → new id of the tokens that are left, where they were renumbered
     """
     library = sys.modules.get(LIBRARY)
@@ -76,6 +76,8 @@ def stock_of(
     if not type(original).__module__.startswith(f"{LIBRARY}."):
         why_not = f"`{name}` is not a class of {LIBRARY} itself"
         return Stock(name, before, config, why_not=why_not, told=False)
+    if inputs is None:
+        return Stock(name, before, config, why_not="the model maps the ids of its tokens itself", told=False)
     tensors, wanted = _left(original, graph_module)
     search = Search(lambda fields: _built(original, fields).state_dict(), config, wanted)
     best = _best(original, search, config, tensors, graph_module, inputs)

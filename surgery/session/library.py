@@ -18,6 +18,8 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 def stock(prepared: Prepared, choices: Choices, rewritten: GraphModule, inputs: Inputs) -> Stock | None:
     """None for a model of no library. `inputs` are the rewritten model's."""
+    if any(hasattr(work, "maps") and work.options.ids == "old" for work in prepared.works):
+        inputs = None  # the library's class would read the original's ids as new ones
     return stock_of(prepared.model.module, rewritten, inputs, _numbers(prepared, choices))
 
 

@@ -29,6 +29,7 @@ from surgery.targets.context import Context
 from surgery.targets.influence import angular, magnitude, similarity
 
 CRITERIA = ("auto", "magnitude", "similarity", "angular", "random")
+SEARCHED = "auto: as much as the requirements let, found when the spec is applied"
 TOLD = {
     "magnitude": "norm of the weights that write to the stream",
     "similarity": "1 - cosine of input and output",
@@ -127,6 +128,8 @@ class Layers:
 
     def _going(self, graph_module: GraphModule, by: str, context: Context, told: list[str]) -> list[Layer]:
         """Those that go, in graph order; a stack never loses its last layer."""
+        if not self.remove:
+            return []
         if by == "angular":
             return self._run(graph_module, context, told)
         if by == "random":
@@ -181,7 +184,7 @@ def plan_layers(operation: Any, anatomy: Anatomy, sites: Sequence[Site]) -> list
     share = operation.share
     remove = share.of(len(layers))
     _refuse_empty(operation, blocks, layers, remove, span)
-    notes = []
+    notes = [SEARCHED] if share.auto else []
     if share.fraction is not None and share.fraction * len(layers) != remove:
         asked = float(share.fraction * len(layers))
         notes.append(f"{share} of {len(layers)} layers is {asked:.2f}: {remove} removed")
@@ -212,6 +215,7 @@ def _refuse_options(operation: Any, span: Any) -> None:
     given = {
         "by": operation.by not in CRITERIA,
         "scope": operation.scope != "shared",
+        "budget": operation.budget != "site",
         "when": operation.when != "every",
         "multiple": operation.multiple != 1,
         "compensate": operation.compensate not in ("auto", "none"),

@@ -275,6 +275,7 @@ def _refuse_options(operation: Any, span: Any) -> None:
     given = {
         "by": operation.by not in CRITERIA,
         "scope": operation.scope != "shared",
+        "budget": operation.budget != "site",
         "when": operation.when != "every",
         "compensate": operation.compensate not in ("auto", "none"),
     }
@@ -299,7 +300,7 @@ def _count(operation: Any, site: Embedding, rows: int, span: Any) -> tuple[int, 
             span=span,
             help=f"remove at most {rows - 1}",
         )
-    notes = []
+    notes = ["auto: as much as the requirements let, found when the spec is applied"] if operation.share.auto else []
     if kept != rows - asked:
         notes.append(f"{rows - asked} kept, rounded up to {kept}, a multiple of {operation.multiple}")
     return rows - kept, tuple(notes)

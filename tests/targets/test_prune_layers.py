@@ -240,6 +240,16 @@ def test_the_least_goes(spec, gone):
         assert left == [2]
 
 
+@pytest.mark.parametrize("by", ["angular", "magnitude"])
+def test_a_share_that_is_searched_for_takes_nothing_yet(by):
+    _, anatomy = masked_model()
+    (operation,) = check(f"prune auto of layers by {by}; require loss <= 2x").operations
+    (work,) = operation.plan(anatomy, resolve(operation.target, anatomy))
+    assert work.action(anatomy.graph_module).parameters == 0 and "auto" in work.notes[0]
+    choice = work.choose(anatomy, Context(calibration=calibration()))
+    assert choice.keep.tolist() == [0, 1, 2] and work.passes(anatomy.graph_module, choice, Context()) == []
+
+
 def test_head_reverses_and_random_follows_its_seed():
     _, anatomy = masked_model()
     with_data = Context(calibration=calibration())
