@@ -68,11 +68,11 @@ class Prepared:
 
 
 def _overlaps(actions: tuple[Action, ...]) -> tuple[str, ...]:
-    """What the sum of the actions' savings counts twice."""
+    """What the sum of the actions' FLOPs counts twice; parameters and bytes count once."""
     kinds = {action.kind for action in actions}
     if "block" not in kinds or not kinds & {"attention", "mlp"}:
         return ()
-    return ("heads and channels of layers that go are counted twice: less is saved in all than the sum",)
+    return ("FLOPs of heads and channels of layers that go are counted twice: fewer are saved in all than the sum",)
 
 
 def inspect(model: nn.Module, example_inputs: Inputs) -> Anatomy:

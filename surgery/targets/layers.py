@@ -6,7 +6,7 @@ little. Weights that another layer reads as well stay.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ TOLD = {
 class Layers:
     """`remove` of the `layers` that a selector named go; `blocks` are all there are. Numbers are those of the original.
 
-    `options` is a `surgery.operations.prune.Prune`.
+    `options` is a `surgery.operations.prune.Prune`; `gone` are the layers that go, once that is settled.
     """
 
     options: Any
@@ -49,6 +49,7 @@ class Layers:
     blocks: tuple[Site, ...]
     remove: int
     notes: tuple[str, ...]
+    gone: tuple[Layer, ...] = ()
 
     @property
     def clause(self) -> str:
@@ -59,10 +60,10 @@ class Layers:
         return self.options.clause.place if self.options.clause else ""
 
     def action(self, graph_module: GraphModule) -> Action:
-        """The cut from shapes alone. Which layers go is not known yet: where they differ, the smallest are counted."""
+        """The cut from shapes alone. Until it is settled which layers go, the smallest are counted where they differ."""
         sizes = _own(graph_module, self.layers)
-        going = sorted(self.layers, key=sizes.__getitem__)[: self.remove]
-        open_ = 0 < self.remove < len(self.layers) and len(set(sizes.values())) > 1
+        going = self.gone or sorted(self.layers, key=sizes.__getitem__)[: self.remove]
+        open_ = not self.gone and 0 < self.remove < len(self.layers) and len(set(sizes.values())) > 1
         notes = [*self.notes, *(["the layers differ in size: at least this much is saved"] if open_ else [])]
         named = ("side", "by", "seed")
         return Action(
@@ -70,7 +71,7 @@ class Layers:
             place=self.place,
             operation="prune",
             kind="block",
-            sites=tuple(layer.site.path for layer in self.layers),
+            sites=tuple(layer.site.path for layer in self.gone or self.layers),
             before={"layers": len(self.blocks)},
             after={"layers": len(self.blocks) - self.remove},
             tensors=tuple(_changes(graph_module, going)),
@@ -87,6 +88,10 @@ class Layers:
         keep = [block.layer for block in self.blocks if block.layer not in gone]
         told.append(f"removed: {', '.join(layer.site.path for layer in going)}" if going else "nothing is removed")
         return Choice(torch.tensor(keep), Candidate(by, "none", 0.0), notes=tuple(told))
+
+    def settle(self, choice: Choice) -> "Layers":
+        """The same cut with the layers that go named."""
+        return replace(self, gone=self._gone(choice))
 
     def passes(self, graph_module: GraphModule, choice: Choice, context: Context) -> list[Pass]:
         gone = self._gone(choice)

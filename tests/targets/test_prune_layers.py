@@ -165,8 +165,11 @@ def test_with_channels_from_spec_to_report():
     result = surgery.compile(model, spec, example_inputs=inputs, timing=False, controls=False)
     assert all(row["holds"] for row in result.report["parity"])
     assert len(result.report["actions"][0]["choice"]["kept"]) == 1
-    assert any("counted twice" in note for note in result.report["notes"])
+    assert any("FLOPs of heads and channels" in note for note in result.report["notes"])
     sizes = result.report["size"]["parameters"]
+    assert result.plan.document()["size"]["parameters"] == sizes
+    kept = result.report["actions"][0]["choice"]["kept"]
+    assert result.report["actions"][0]["sites"] == [f"model.layers.{n}" for n in range(3) if n not in kept]
     assert sizes["after"] == sum(parameter.numel() for parameter in result.module.parameters()) < 0.7 * sizes["before"]
 
 
