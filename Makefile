@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # Twice quiet: errors still show, warnings about a machine's own package sources do not.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 DEMO := build/quickstart
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: venv test-venv demo test bench kernels clean
 
@@ -33,8 +34,9 @@ demo: venv
 	@rm -rf $(DEMO)
 	$(BIN)/surgery apply specs/quickstart.surgery --out $(DEMO)
 
+# A file's tests share what they captured, so a file goes to one process whole; each process runs on one thread.
 test: test-venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 bench: venv
 	$(BIN)/python -m bench.adaln --quick

@@ -61,7 +61,8 @@ def controls(document: dict) -> dict | None:
     for entry, place in zip(entries, places, strict=False):
         entry["at"] = place
         entry["values"] = [wording.metric(name, entry["metrics"].get(name)) for name in metrics]
-    return {"key": key, "metrics": metrics, "rows": entries, "dense": places[-1], "ticks": ticks}
+    first = "highest" if quality.get(key, {}).get("better") == "higher" else "lowest"
+    return {"key": key, "first": first, "metrics": metrics, "rows": entries, "dense": places[-1], "ticks": ticks}
 
 
 def criteria(document: dict) -> dict | None:

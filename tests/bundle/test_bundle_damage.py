@@ -125,7 +125,10 @@ def test_extra_files_and_manifest(transformer, tmp_path):
     assert (folder / "tokenizer.model").read_bytes() == b"\x00"
 
 
-@pytest.mark.parametrize("bad", [{"x": float("nan")}, {"x": object()}, {"x": torch.ones(1)}, {"x": b""}], ids=str)
+NO_JSON = {"nan": float("nan"), "object": object(), "tensor": torch.ones(1), "bytes": b""}
+
+
+@pytest.mark.parametrize("bad", [{"x": value} for value in NO_JSON.values()], ids=list(NO_JSON))
 def test_a_manifest_that_is_no_json(transformer, tmp_path, bad):
     code, message = fault(lambda: save(tmp_path / "b", transformer, manifest=bad))
     assert code == "S715" and message.startswith("surgery.json cannot be written")
