@@ -91,17 +91,13 @@ def words_of(block: tuple[int, int]) -> int:
 
 
 def variants(kernel: str, arch: str) -> Iterator[tuple[Config, bool]]:
-    """The shipped rows with head dims as they are, and the largest tile of each dtype with a padded one."""
+    """The shipped rows, each with the head dim as it is and with a padded one."""
     seen = set()
     for row in shipped(TABLE, arch):
-        if not row.tile.startswith(f"{kernel} "):
-            continue
         shape = (row.dtype, row.dim, *sorted(row.blocks.items()), row.num_warps, row.num_stages)
-        if shape in seen:
-            continue
-        seen.add(shape)
-        yield row, False
-        if row.dim == 128 and row.tile == "{} {}x{}".format(kernel, *CLASSES[kernel][0]):
+        if row.tile.startswith(f"{kernel} ") and shape not in seen:
+            seen.add(shape)
+            yield row, False
             yield row, True
 
 
@@ -112,7 +108,7 @@ def compilation(kernel: str, pointers: str, numbers: str, row: Config, padded: b
     signature = {name: element if kind == "*" else kind for name, kind in types}
     constants = {**row.blocks, "DIM": padded_dim(row.dim), "PADDED": padded}
     strides = ("_batch", "_head", "_row")
-    aligned = tuple(name for name, kind in signature.items() if kind[0] == "*" or name.endswith((*strides, "dim")))
+    aligned = tuple(name for name, kind in signature.items() if kind[0] == "*" or name.endswith((*strides, *([] if padded else ["dim"]))))
     tensor_cores = row.dtype == "bf16"
     expects: Mapping[str, Any] = {"gfx942": ("mfma",)} if tensor_cores else {}
     if tensor_cores and row.blocks[wide] >= 64:

@@ -9,8 +9,8 @@ NATURAL = tl.constexpr(LOG2E)
 
 
 def padded_dim(dim: int) -> int:
-    """The power of two that a head dim is padded to: `tl.dot` takes no other, and none below 16."""
-    return max(16, triton.next_power_of_2(dim))
+    """The power of two that a head dim is padded to: `tl.dot` takes no other, and no table has one below 32."""
+    return max(32, triton.next_power_of_2(dim))
 
 
 @triton.jit

@@ -129,12 +129,12 @@ UNSPECIALIZED = ["mask_batch", "heads", "group", "biases", "queries", "keys", "s
 def compilations_of(
     file: str, kernel: str, pointers: str, arch: str, wide: str, switched: tuple[Mapping[str, Any], ...]
 ) -> Iterator[Compilation]:
-    """Every shipped row of a kernel with every setting of its switches; a padded head dim at the commonest one, 128."""
+    """Every shipped row of a kernel with every setting of its switches, the head dim as it is and padded."""
     for row in shipped(TABLE, arch):
         if row.tile != kernel:
             continue
         for setting in switched:
-            for padded in (False, True) if row.dim == 128 else (False,):
+            for padded in (False, True):
                 yield _compilation(f"{file}:{kernel}", f"{INPUTS} {pointers} {NUMBERS}", row, padded, wide, setting)
 
 

@@ -153,23 +153,26 @@ SPLIT = (
     "kv_heads:i32 group:i32 tokens:i32 keys:i32 dim:i32 listed:i32 block:i32 tiles_each:i32 scale:fp32"
 )
 MERGE = "sums_in:*fp32 peak_in:*fp32 total_in:*fp32 out:* count:i32 dim:i32 parts:i32"
+SMALLEST = 64
+"""The smallest head dim that the table has a row for."""
 ALIGNED = ("q_head", "q_row", "k_head", "k_row", "v_head", "v_row", "q_batch", "k_batch", "v_batch", "dim")
 
 
 def compilations(arch: str) -> Iterator[Compilation]:
-    """Every shipped row; `merge` in each type it writes."""
+    """Every shipped row, the smallest for narrower heads too; `merge` in each type it writes."""
     for row in shipped("block_decode", arch):
-        if row.tile != "merge":
-            yield _compilation("split", SPLIT, row, row.dtype)
-            continue
-        for dtype in ("bf16", "fp32"):
-            yield _compilation("merge", MERGE, row, dtype)
+        for dim in (padded_dim(1), row.dim) if row.dim == SMALLEST else (row.dim,):
+            if row.tile != "merge":
+                yield _compilation("split", SPLIT, row, row.dtype, dim)
+                continue
+            for dtype in ("bf16", "fp32"):
+                yield _compilation("merge", MERGE, row, dtype, dim)
 
 
-def _compilation(kernel: str, arguments: str, row: Config, dtype: str) -> Compilation:
+def _compilation(kernel: str, arguments: str, row: Config, dtype: str, dim: int) -> Compilation:
     types = [word.split(":") for word in arguments.split()]
     signature = {name: f"*{dtype}" if kind == "*" else kind for name, kind in types}
-    constants = {**row.blocks, "DIM": padded_dim(row.dim)}
+    constants = {**row.blocks, "DIM": dim}
     products = kernel == "split" and dtype == "bf16"
     expects = {"gfx942": ("mfma",)} if products else {}
     if products and row.blocks["ROWS"] >= 64:
@@ -183,5 +186,5 @@ def _compilation(kernel: str, arguments: str, row: Config, dtype: str) -> Compil
         aligned=tuple(name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED),
         options=row.options,
         expects=expects,
-        label=f"{kernel} {dtype} D={row.dim} {row.tile}",
+        label=f"{kernel} {dtype} D={dim} {row.tile}",
     )

@@ -16,7 +16,7 @@ from surgery.kernels.cpu import attention_denominator
 from surgery.kernels.triton._common import padded_dim, softmax_again
 from surgery.kernels.triton.attention_denominator import launch_gradient
 from surgery.kernels.triton.edge_attention_forward import (
-    GROUPS,
+    ROWS,
     UNSPECIALIZED,
     compilation,
     gathered,
@@ -62,20 +62,20 @@ def queries_kernel(
     queries,
     heads,
     group,
+    together,
     patterns,
     dim,
     scale,
     KEPT: tl.constexpr,
-    GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     EDGES: tl.constexpr,
 ):
-    """dq of one query of GROUP heads."""
+    """dq of one query of `together` heads."""
     query = (tl.program_id(0) % queries).to(tl.int64)
-    first = (tl.program_id(0) // queries).to(tl.int64) * GROUP
+    first = (tl.program_id(0) // queries).to(tl.int64) * together
     member, columns = tl.arange(0, ROWS), tl.arange(0, DIM)
-    inside = (member < GROUP)[:, None] & (columns < dim)[None, :]
+    inside = (member < together)[:, None] & (columns < dim)[None, :]
     batch, head = first // heads, first % heads
     q += batch * q_batch + query * q_row
     grad += batch * grad_batch + query * grad_row
@@ -84,8 +84,8 @@ def queries_kernel(
     k += batch * k_batch + head // group * k_head
     v += batch * v_batch + head // group * v_head
     place = (first + member) * queries + query
-    log_sum = tl.load(lse + place, mask=member < GROUP, other=0.0)
-    shift = tl.load(delta + place, mask=member < GROUP, other=0.0)
+    log_sum = tl.load(lse + place, mask=member < together, other=0.0)
+    shift = tl.load(delta + place, mask=member < together, other=0.0)
     row = first % patterns * queries + query
     begin, end = tl.load(ptr + row), tl.load(ptr + row + 1)
     total = tl.zeros([ROWS, DIM], tl.float32)
@@ -104,7 +104,7 @@ def queries_kernel(
     tl.store(dq + where, total.to(dq.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=[name for name in UNSPECIALIZED if name != "together"])
 def keys_kernel(
     q,
     k,
@@ -232,14 +232,13 @@ def _key_sizes(q: Tensor, k: Tensor, ptr_t: Tensor, scale: float) -> dict:
 
 
 def compilations(arch: str) -> Iterator[Compilation]:
-    """Every shipped row, both normalisations, common sizes of group."""
+    """Every shipped row, both normalisations."""
     for config in shipped("edge_attention", arch):
         for kept in (True, False):
             if config.tile == "keys_backward":
                 yield _by_key(config, kept)
-            for together in GROUPS:
-                if config.tile == f"{tile_class(together)}_backward":
-                    yield compilation("edge_attention_backward", queries_kernel, config, together, {"KEPT": kept})
+            if config.tile in [f"{kind}_backward" for kind in ROWS]:
+                yield compilation("edge_attention_backward", queries_kernel, config, {"KEPT": kept})
 
 
 def _by_key(config, kept: bool) -> Compilation:

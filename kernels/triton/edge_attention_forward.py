@@ -21,10 +21,10 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-GROUPS = (1, 8)
-"""Heads of a program that are compiled ahead: all of 2 to 16 have the same tiles."""
+ROWS = {"edges": 1, "group": 16}
+"""Rows of the tile of a class, the most heads that a program does together: `tl.dot` takes 16 at least."""
 
-UNSPECIALIZED = ["queries", "keys", "heads", "group", "patterns"]
+UNSPECIALIZED = ["queries", "keys", "heads", "group", "together", "patterns"]
 """Counts that change from call to call: a kernel must not be compiled anew for them."""
 
 
@@ -75,20 +75,20 @@ def forward_kernel(
     queries,
     heads,
     group,
+    together,
     patterns,
     dim,
     scale,
     KEPT: tl.constexpr,
-    GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     EDGES: tl.constexpr,
 ):
-    """One query of GROUP heads. KEPT: the sum of the weights is made here; else `denominator` holds its logarithm."""
+    """One query of `together` heads. KEPT: the sum of the weights is made here; else `denominator` holds its logarithm."""
     query = (tl.program_id(0) % queries).to(tl.int64)
-    first = (tl.program_id(0) // queries).to(tl.int64) * GROUP
+    first = (tl.program_id(0) // queries).to(tl.int64) * together
     member, columns = tl.arange(0, ROWS), tl.arange(0, DIM)
-    inside = (member < GROUP)[:, None] & (columns < dim)[None, :]
+    inside = (member < together)[:, None] & (columns < dim)[None, :]
     batch, head = first // heads, first % heads
     q += batch * q_batch + query * q_row
     own = tl.load(q + (head + member)[:, None] * q_head + columns[None, :], mask=inside, other=0.0)
@@ -100,7 +100,7 @@ def forward_kernel(
     peak, sums = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
     total = tl.zeros([ROWS, DIM], tl.float32)
     if not KEPT:
-        known = tl.load(denominator + place, mask=member < GROUP, other=0.0)
+        known = tl.load(denominator + place, mask=member < together, other=0.0)
         known = tl.where(known == float("-inf"), float("inf"), known)  # a query that no key counts for weighs nothing
     for start in range(begin, end, EDGES):
         edge = start + tl.arange(0, EDGES)
@@ -116,7 +116,7 @@ def forward_kernel(
     if KEPT:
         factor, log_sum = softmax_end(peak, sums)
         total = total * factor[:, None]
-        tl.store(lse + place, log_sum, mask=member < GROUP)
+        tl.store(lse + place, log_sum, mask=member < together)
     tl.store(out + place[:, None] * dim + columns[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
@@ -145,17 +145,15 @@ def side_by_side(x: Tensor) -> Tensor:
 
 
 def heads_together(q: Tensor, k: Tensor, ptr: Tensor) -> int:
-    """The query heads of a program: all of a key head if every head has the same list, else one."""
-    return q.shape[1] // k.shape[1] if ptr.numel() - 1 == q.shape[2] else 1
+    """The query heads of a program: those of a key head, as many as divide it and fit, if every head has one list."""
+    group = q.shape[1] // k.shape[1]
+    if ptr.numel() - 1 != q.shape[2]:
+        return 1
+    return max(count for count in range(1, ROWS["group"] + 1) if group % count == 0)
 
 
 def tile_class(together: int) -> str:
     return "edges" if together == 1 else "group"
-
-
-def rows_of(together: int) -> int:
-    """Rows of a tile that holds so many heads: `tl.dot` takes 16 at least."""
-    return 1 if together == 1 else max(16, triton.next_power_of_2(together))
 
 
 def strides(**tensors: Tensor) -> dict[str, int]:
@@ -176,28 +174,26 @@ def sizes(q: Tensor, k: Tensor, ptr: Tensor, together: int, scale: float) -> dic
         "patterns": (ptr.numel() - 1) // q.shape[2],
         "dim": q.shape[3],
         "scale": scale,
-        "GROUP": together,
-        "ROWS": rows_of(together),
+        "together": together,
+        "ROWS": ROWS[tile_class(together)],
         "DIM": padded_dim(q.shape[3]),
     }
 
 
 def compilations(arch: str) -> Iterator[Compilation]:
-    """Every shipped row, both normalisations, common sizes of group."""
+    """Every shipped row, both normalisations."""
     for config in shipped("edge_attention", arch):
-        for together in GROUPS:
-            for kept in (True, False):
-                if config.tile == tile_class(together):
-                    yield compilation("edge_attention_forward", forward_kernel, config, together, {"KEPT": kept})
+        for kept in (True, False) if config.tile in ROWS else ():
+            yield compilation("edge_attention_forward", forward_kernel, config, {"KEPT": kept})
 
 
-def compilation(file: str, kernel, config: Config, together: int, constants: dict) -> Compilation:
+def compilation(file: str, kernel, config: Config, constants: dict) -> Compilation:
     """A kernel by query for a row of the table."""
     typed = {name: f"*{config.dtype}" for name in ("q", "k", "v", "out", "grad", "dq")}
     typed |= {name: "*fp32" for name in ("denominator", "lse", "delta", "base")} | {"ptr": "*i64", "idx": "*i32"}
     pointers = {name: kind for name, kind in typed.items() if name in kernel.arg_names}
     steps = [name for name in kernel.arg_names if name.endswith(("_batch", "_head", "_row"))]
-    constants = {**constants, "GROUP": together, "ROWS": rows_of(together), "DIM": config.dim, **config.blocks}
+    constants = {**constants, "ROWS": ROWS[config.tile.removesuffix("_backward")], "DIM": config.dim, **config.blocks}
     signature = {name: "i32" for name in kernel.arg_names} | pointers | {"scale": "fp32"}
     return Compilation(
         kernel=f"{file}:{kernel.__name__}",

@@ -107,6 +107,10 @@ def select(
     choose(scores, chosen + own * keep, blocks, keep, BLOCKS)
 
 
+SIZES = (128, 256, 512, 1024, 2048)
+"""What the number of blocks is padded to."""
+
+
 def probe_select(x: Tensor, probes: Tensor, dictionary: Tensor, keep: int, shared: bool) -> tuple[Tensor, Tensor]:
     """`reference.probe_select`."""
     x, probes, dictionary = (each.contiguous() for each in (x, probes, dictionary))
@@ -120,7 +124,7 @@ def probe_select(x: Tensor, probes: Tensor, dictionary: Tensor, keep: int, share
     select[(lists,)](
         x, probes, dictionary, chosen, scores,
         d, d, atoms * blocks, rows, d, m, atoms, blocks, keep,
-        PROBES=row.dim, BLOCKS=triton.next_power_of_2(blocks), **row.launch,
+        PROBES=row.dim, BLOCKS=max(SIZES[0], triton.next_power_of_2(blocks)), **row.launch,
     )  # fmt: skip
     return chosen, scores
 
@@ -132,9 +136,9 @@ SELECT = (
 
 
 def compilations(arch: str) -> Iterator[Compilation]:
-    """Every shipped row with few blocks and with the most."""
+    """Every shipped row with every size of list."""
     for row in shipped(TABLE, arch):
-        for blocks in (128, 2048):
+        for blocks in SIZES:
             constants = {"PROBES": row.dim, "BLOCKS": blocks}
             label = f"{row.dtype} m={row.dim} {row.tile} blocks={blocks}"
             made = compilation("probe_select:select", SELECT, row, row.dtype, constants, label)
