@@ -89,7 +89,12 @@ def _run_triton(*arguments: Any) -> Tensor:
 
 
 def _refuse_triton(q: Tensor, *arguments: Any) -> str | None:
-    return "fp64 has no tiles" if q.dtype == torch.float64 else None
+    if q.dtype == torch.float64:
+        return "fp64 has no tiles"
+    if q.shape[-1] % 16 or q.shape[-1] > 256:
+        # Rows of a cache would load element by element, and a cache is too large to copy for longer ones.
+        return f"head dim {q.shape[-1]} is no multiple of 16 up to 256"
+    return None
 
 
 TORCH = Backend("torch", cpu.gathered, never)

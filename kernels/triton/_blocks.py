@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._common import padded_dim
+from surgery.kernels.triton._common import checks_columns, padded_dim
 from surgery.kernels.tuning import Config, architecture, pick, shipped
 from torch import Tensor
 
@@ -80,35 +80,29 @@ class Grid:
         return (0, 1) if self.patterns == self.heads else (self.heads, 1)
 
 
-def contiguous_rows(tensor: Tensor) -> Tensor:
-    """The tensor, copied only where its last dim is not contiguous: kernels take any other stride."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 def words_of(block: tuple[int, int]) -> int:
     """32-bit words in a row of a partial block."""
     return -(-block[1] // 32)
 
 
 def variants(kernel: str, arch: str) -> Iterator[tuple[Config, bool]]:
-    """The shipped rows, each with the head dim as it is and with a padded one."""
+    """The shipped rows, each with a head dim that is padded and, where that is another kernel, with one that is not."""
     seen = set()
     for row in shipped(TABLE, arch):
         shape = (row.dtype, row.dim, *sorted(row.blocks.items()), row.num_warps, row.num_stages)
         if row.tile.startswith(f"{kernel} ") and shape not in seen:
             seen.add(shape)
-            yield row, False
-            yield row, True
+            yield from ((row, checks) for checks in sorted({checks_columns(row, row.dim), True}))
 
 
-def compilation(kernel: str, pointers: str, numbers: str, row: Config, padded: bool, wide: str) -> Compilation:
+def compilation(kernel: str, pointers: str, numbers: str, row: Config, checks: bool, wide: str) -> Compilation:
     """One compilation: `pointers` and `numbers` as `name:type` words in the kernel's order, `wide` the MMA's long side."""
     element = "*bf16" if row.dtype == "bf16" else "*fp32"
     types = [word.split(":") for word in f"{pointers} {numbers}".split()]
     signature = {name: element if kind == "*" else kind for name, kind in types}
-    constants = {**row.blocks, "DIM": padded_dim(row.dim), "PADDED": padded}
+    constants = {**row.blocks, "DIM": padded_dim(row.dim), "CHECKED": checks}
     strides = ("_batch", "_head", "_row")
-    aligned = tuple(name for name, kind in signature.items() if kind[0] == "*" or name.endswith((*strides, *([] if padded else ["dim"]))))
+    aligned = tuple(name for name, kind in signature.items() if kind[0] == "*" or name.endswith((*strides, "dim")))
     tensor_cores = row.dtype == "bf16"
     expects: Mapping[str, Any] = {"gfx942": ("mfma",)} if tensor_cores else {}
     if tensor_cores and row.blocks[wide] >= 64:
@@ -122,5 +116,5 @@ def compilation(kernel: str, pointers: str, numbers: str, row: Config, padded: b
         aligned=aligned,
         options=row.options,
         expects=expects,
-        label=f"{row.dtype} D={row.dim}{' padded' if padded else ''} {row.tile}",
+        label=f"{row.dtype} D={row.dim}{' checked' if checks else ''} {row.tile}",
     )

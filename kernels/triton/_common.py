@@ -1,8 +1,13 @@
 """Steps that attention kernels share: tiles in memory, tiles of bits, the online softmax. Not a kernel by itself."""
 
+import torch
+from surgery.kernels.tuning import Config
+from torch import Tensor
+
 import triton
 import triton.language as tl
 
+SMALL_TILE = 32 * 32
 LOG2E = 1.4426950408889634
 LN2 = tl.constexpr(0.6931471805599453)
 NATURAL = tl.constexpr(LOG2E)
@@ -11,6 +16,30 @@ NATURAL = tl.constexpr(LOG2E)
 def padded_dim(dim: int) -> int:
     """The power of two that a head dim is padded to: `tl.dot` takes no other, and no table has one below 32."""
     return max(32, triton.next_power_of_2(dim))
+
+
+def checks_columns(row: Config, dim: int) -> bool:
+    """Whether loads and stores of a tile check the head dim: where it is padded, and wherever a check weighs nothing.
+
+    That is beside products without tensor cores (fp32) and in small tiles; one variant then serves both.
+    """
+    small = row.blocks["TILE_Q"] * row.blocks["TILE_K"] <= SMALL_TILE
+    return padded_dim(dim) != dim or row.dtype == "fp32" or small
+
+
+def whole_rows(tensor: Tensor) -> Tensor:
+    """The tensor [.., D] with rows that load as vectors: contiguous, and zeros up to the next multiple of 16.
+
+    Copied only where that is not so. A kernel takes any other stride.
+    """
+    if missing := -tensor.shape[-1] % 16:
+        return torch.nn.functional.pad(tensor, (0, missing))
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def trimmed(made: Tensor, dim: int) -> Tensor:
+    """What a kernel made [.., D], contiguous, without the zeros that `whole_rows` added."""
+    return made if made.shape[-1] == dim else made[..., :dim].contiguous()
 
 
 @triton.jit

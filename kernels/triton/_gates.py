@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._common import padded_dim
+from surgery.kernels.triton._common import checks_columns, padded_dim, whole_rows
 from surgery.kernels.tuning import Config, architecture, pick, shipped
 from torch import Tensor
 
@@ -90,19 +90,17 @@ def config(kernel: str, q: Tensor) -> Config:
     return pick(TABLE, architecture(q.device), q.dtype, q.shape[-1], kernel)
 
 
-def contiguous_rows(tensor: Tensor) -> Tensor:
-    """The tensor, copied only where its last dim is not contiguous: kernels take any other stride."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 def shared_arguments(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, seed: Tensor | None, key_mask: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """q, k, v, bias, seed and key_mask as every kernel takes them: absent ones as a zero and as keys all seen."""
+    """q, k, v, bias, seed and key_mask as every kernel takes them: absent ones as a zero and as keys all seen.
+
+    q, k and v may get longer: `whole_rows`.
+    """
     seed = torch.zeros(1, dtype=torch.int64, device=q.device) if seed is None else seed
     mask = torch.ones(1, k.shape[2], dtype=torch.bool, device=q.device) if key_mask is None else key_mask.contiguous()
     mask = mask.expand(q.shape[0], -1).view(torch.uint8)
-    return contiguous_rows(q), contiguous_rows(k), contiguous_rows(v), bias.float().contiguous(), seed, mask
+    return whole_rows(q), whole_rows(k), whole_rows(v), bias.float().contiguous(), seed, mask
 
 
 def numbers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor, causal: bool) -> tuple[int, ...]:
@@ -129,30 +127,26 @@ UNSPECIALIZED = ["mask_batch", "heads", "group", "biases", "queries", "keys", "s
 def compilations_of(
     file: str, kernel: str, pointers: str, arch: str, wide: str, switched: tuple[Mapping[str, Any], ...]
 ) -> Iterator[Compilation]:
-    """Every shipped row of a kernel with every setting of its switches, the head dim as it is and padded."""
+    """Every shipped row of a kernel with every setting of its switches; the head dim padded, and not where it differs."""
     for row in shipped(TABLE, arch):
         if row.tile != kernel:
             continue
         for setting in switched:
-            for padded in (False, True):
-                yield _compilation(f"{file}:{kernel}", f"{INPUTS} {pointers} {NUMBERS}", row, padded, wide, setting)
+            for checks in sorted({checks_columns(row, row.dim), True}):
+                yield _compilation(f"{file}:{kernel}", f"{INPUTS} {pointers} {NUMBERS}", row, checks, wide, setting)
 
 
 def _compilation(
-    kernel: str, arguments: str, row: Config, padded: bool, wide: str, setting: Mapping[str, Any]
+    kernel: str, arguments: str, row: Config, checks: bool, wide: str, setting: Mapping[str, Any]
 ) -> Compilation:
     element = "*bf16" if row.dtype == "bf16" else "*fp32"
     types = [word.split(":") for word in arguments.split()]
     signature = {name: element if kind == "*" else kind for name, kind in types}
-    constants = {**row.blocks, "DIM": padded_dim(row.dim), "PADDED": padded, **setting}
+    constants = {**row.blocks, "DIM": padded_dim(row.dim), "CHECKED": checks, **setting}
     strides = tuple(
         name for name in signature if name.endswith(("_batch", "_head", "_row")) and name not in UNSPECIALIZED
     )
-    aligned = (
-        *(name for name, kind in signature.items() if kind.startswith("*")),
-        *strides,
-        *([] if padded else ["dim"]),
-    )
+    aligned = (*(name for name, kind in signature.items() if kind.startswith("*")), *strides, "dim")
     expects: Mapping[str, Any] = {"gfx942": ("mfma",)} if row.dtype == "bf16" else {}
     if row.dtype == "bf16" and row.blocks[wide] >= 64:
         expects = {**expects, "sm90": ("wgmma",)}
@@ -166,5 +160,5 @@ def _compilation(
         aligned=aligned,
         options=row.options,
         expects=expects,
-        label=f"{row.dtype} D={row.dim}{' padded' if padded else ''} {flags}",
+        label=f"{row.dtype} D={row.dim}{' checked' if checks else ''} {flags}",
     )

@@ -185,7 +185,7 @@ def backward_keys(
 
 
 def launch_denominator(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
-    """lse [B, Hq, Sq]; rows of q and k have their elements side by side."""
+    """lse [B, Hq, Sq]; q and k as `whole_rows` gives them."""
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     config = pick("edge_attention", architecture(q.device), q.dtype, q.shape[3], "dense")
     tiles = triton.cdiv(q.shape[2], config.blocks["BLOCK_M"]) * q.shape[0] * q.shape[1]

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._blocks import Grid, compilation, config, contiguous_rows, variants, words_of
-from surgery.kernels.triton._common import load_tile, padded_dim, softmax_again, store_tile
+from surgery.kernels.triton._blocks import Grid, compilation, config, variants, words_of
+from surgery.kernels.triton._common import checks_columns, load_tile, padded_dim, softmax_again, store_tile, trimmed, whole_rows
 from torch import Tensor
 
 import triton
@@ -32,11 +32,11 @@ def unpack_column_bits(words, bit_words, key_columns, WORDS: tl.constexpr):
 def descend(
     grad_key, grad_value, key_tile, value_tile, q, grad_out, lse, delta, q_row, grad_row, first_row, words,
     first_bit, bit_words, queries, dim, scale,
-    MASKED: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    MASKED: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, CHECKED: tl.constexpr,
 ):  # fmt: skip
     """Take in one tile of query rows."""
     rows, columns = first_row + tl.arange(0, TILE_Q), tl.arange(0, DIM)
-    tile = load_tile(q, rows, columns, q_row, queries, dim, MASKED, PADDED)
+    tile = load_tile(q, rows, columns, q_row, queries, dim, MASKED, CHECKED)
     if MASKED:
         ends = tl.load(lse + rows, mask=rows < queries, other=0.0)
         ends = tl.where(ends == float("-inf"), 0.0, ends)
@@ -49,7 +49,7 @@ def descend(
         kept = unpack_column_bits(words, bit_words, first_bit + tl.arange(0, TILE_K), (TILE_K + 31) // 32)
         scores = tl.where(kept, scores, float("-inf"))
     weights = softmax_again(scores, scale, ends[None, :], tile.dtype == tl.float32)
-    grad_tile = load_tile(grad_out, rows, columns, grad_row, queries, dim, MASKED, PADDED)
+    grad_tile = load_tile(grad_out, rows, columns, grad_row, queries, dim, MASKED, CHECKED)
     grad_value = tl.dot(weights.to(grad_tile.dtype), grad_tile, grad_value, input_precision="ieee")
     pulls = tl.dot(value_tile, tl.trans(grad_tile), input_precision="ieee")
     slopes = weights * (pulls - middle[None, :])
@@ -64,7 +64,7 @@ def dkv(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, grad_batch, grad_head, grad_row,
     heads, group, batch_patterns, head_patterns, queries, keys, dim, tiles, block_columns, block_q, block_k,
     split_shift, bit_words, scale,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, CHECKED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of keys. The first keys start first, since under a causal mask they have the most queries."""
     tile_index = tl.program_id(0) % tiles
@@ -75,8 +75,8 @@ def dkv(
     column_in_block = first_key % block_k
 
     places, columns = first_key + tl.arange(0, TILE_K), tl.arange(0, DIM)
-    key_tile = load_tile(k + batch * k_batch + key_head * k_head, places, columns, k_row, keys, dim, True, PADDED)
-    value_tile = load_tile(v + batch * v_batch + key_head * v_head, places, columns, v_row, keys, dim, True, PADDED)
+    key_tile = load_tile(k + batch * k_batch + key_head * k_head, places, columns, k_row, keys, dim, True, CHECKED)
+    value_tile = load_tile(v + batch * v_batch + key_head * v_head, places, columns, v_row, keys, dim, True, CHECKED)
     grad_key = tl.zeros([TILE_K, DIM], tl.float32)
     grad_value = tl.zeros([TILE_K, DIM], tl.float32)
     splits = (1 << split_shift) - 1
@@ -93,7 +93,7 @@ def dkv(
             first_row = tl.load(full_idx + (step >> split_shift)) * block_q + (step & splits) * TILE_Q
             grad_key, grad_value = descend(
                 grad_key, grad_value, key_tile, value_tile, own_q, own_grad, lse + own, delta + own, q_row, grad_row,
-                first_row, part_bits, 0, bit_words, queries, dim, scale, False, TILE_Q, TILE_K, DIM, PADDED,
+                first_row, part_bits, 0, bit_words, queries, dim, scale, False, TILE_Q, TILE_K, DIM, CHECKED,
             )  # fmt: skip
 
         start, stop = tl.load(part_ptr + block_column), tl.load(part_ptr + block_column + 1)
@@ -106,12 +106,12 @@ def dkv(
             grad_key, grad_value = descend(
                 grad_key, grad_value, key_tile, value_tile, own_q, own_grad, lse + own, delta + own, q_row, grad_row,
                 first_row, words, column_in_block % 32, bit_words, queries, dim, scale, True,
-                TILE_Q, TILE_K, DIM, PADDED,
+                TILE_Q, TILE_K, DIM, CHECKED,
             )  # fmt: skip
 
     offset = line * keys * dim
-    store_tile(grad_k + offset, grad_key * scale, places, columns, dim, keys, dim, PADDED)
-    store_tile(grad_v + offset, grad_value, places, columns, dim, keys, dim, PADDED)
+    store_tile(grad_k + offset, grad_key * scale, places, columns, dim, keys, dim, CHECKED)
+    store_tile(grad_v + offset, grad_value, places, columns, dim, keys, dim, CHECKED)
 
 
 def block_attention_dkv(
@@ -119,13 +119,13 @@ def block_attention_dkv(
     layout: Sequence[Tensor], block: tuple[int, int], scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dk, dv) as k and v, contiguous; delta is what `block_attention_dq` gave."""
-    grad_out, q, k, v = (contiguous_rows(each) for each in (grad_out, q, k, v))
+    own, (grad_out, q, k, v) = q.shape[-1], (whole_rows(each) for each in (grad_out, q, k, v))
     grad_k = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if grad_k.numel() == 0:
-        return grad_k, grad_v
+        return trimmed(grad_k, own), trimmed(grad_v, own)
     if q.numel() == 0:
-        return grad_k.zero_(), grad_v.zero_()
+        return trimmed(grad_k.zero_(), own), trimmed(grad_v.zero_(), own)
     row, grid, dim = config("dkv", q, block), Grid.of(q, k, layout, block), q.shape[-1]
     tiles = grid.block_columns * (block[1] // row.blocks["TILE_K"])
     strides = [stride for each in (q, k, v, grad_out) for stride in each.stride()[:3]]
@@ -133,9 +133,9 @@ def block_attention_dkv(
         q, k, v, grad_out, lse.contiguous(), delta, grad_k, grad_v, *layout[5:], layout[4], *strides,
         grid.heads, grid.group, *grid.pattern_strides, q.shape[2], k.shape[2], dim, tiles, grid.block_columns, *block,
         (block[0] // row.blocks["TILE_Q"]).bit_length() - 1, words_of(block), float(scale),
-        DIM=padded_dim(dim), PADDED=padded_dim(dim) != dim, **row.launch,
+        DIM=padded_dim(dim), CHECKED=checks_columns(row, dim), **row.launch,
     )  # fmt: skip
-    return grad_k, grad_v
+    return trimmed(grad_k, own), trimmed(grad_v, own)
 
 
 POINTERS = (
@@ -152,5 +152,5 @@ NUMBERS = (
 
 def compilations(arch: str) -> Iterator[Compilation]:
     """Every shipped row."""
-    for row, padded in variants("dkv", arch):
-        yield compilation("dkv", POINTERS, NUMBERS, row, padded, wide="TILE_K")
+    for row, checks in variants("dkv", arch):
+        yield compilation("dkv", POINTERS, NUMBERS, row, checks, wide="TILE_K")

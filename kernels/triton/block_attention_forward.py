@@ -11,15 +11,18 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._blocks import Grid, compilation, config, contiguous_rows, variants, words_of
+from surgery.kernels.triton._blocks import Grid, compilation, config, variants, words_of
 from surgery.kernels.triton._common import (
     LOG2E,
+    checks_columns,
     load_tile,
     padded_dim,
     softmax_end,
     softmax_step,
     store_tile,
+    trimmed,
     unpack_bits,
+    whole_rows,
 )
 from torch import Tensor
 
@@ -30,18 +33,18 @@ import triton.language as tl
 @triton.jit
 def attend(
     tile, sums, peak, total, k, v, k_row, v_row, first_key, words, first_bit, keys, dim, scale,
-    MASKED: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    MASKED: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, CHECKED: tl.constexpr,
 ):  # fmt: skip
     """Take in one tile of keys."""
     local = tl.arange(0, TILE_K)
     columns = tl.arange(0, DIM)
-    key_tile = load_tile(k, first_key + local, columns, k_row, keys, dim, MASKED, PADDED)
+    key_tile = load_tile(k, first_key + local, columns, k_row, keys, dim, MASKED, CHECKED)
     scores = tl.dot(tile, tl.trans(key_tile), input_precision="ieee")
     if MASKED:
         kept = unpack_bits(words, first_bit + local, (TILE_K + 31) // 32)
         scores = tl.where(kept, scores, float("-inf"))
     weights, shrink, peak, total = softmax_step(scores, scale, peak, total)
-    value_tile = load_tile(v, first_key + local, columns, v_row, keys, dim, MASKED, PADDED)
+    value_tile = load_tile(v, first_key + local, columns, v_row, keys, dim, MASKED, CHECKED)
     sums = tl.dot(weights.to(value_tile.dtype), value_tile, sums * shrink[:, None], input_precision="ieee")
     return sums, peak, total
 
@@ -52,7 +55,7 @@ def forward(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     heads, group, batch_patterns, head_patterns, queries, keys, dim, tiles, block_rows, block_q, block_k,
     split_shift, bit_words, scale,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, CHECKED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of query rows. The last rows start first, since under a causal mask they are the longest."""
     tile_index = tiles - 1 - tl.program_id(0) % tiles
@@ -62,7 +65,7 @@ def forward(
     block_row = (batch * batch_patterns + head * head_patterns) * block_rows + first_row // block_q
 
     rows, columns = first_row + tl.arange(0, TILE_Q), tl.arange(0, DIM)
-    tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, PADDED)
+    tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, CHECKED)
     k += batch * k_batch + (head // group) * k_head
     v += batch * v_batch + (head // group) * v_head
 
@@ -76,7 +79,7 @@ def forward(
         first_key = tl.load(full_idx + (step >> split_shift)) * block_k + (step & splits) * TILE_K
         sums, peak, total = attend(
             tile, sums, peak, total, k, v, k_row, v_row, first_key, part_bits, 0, keys, dim, scale,
-            False, TILE_K, DIM, PADDED,
+            False, TILE_K, DIM, CHECKED,
         )  # fmt: skip
 
     start, stop = tl.load(part_ptr + block_row), tl.load(part_ptr + block_row + 1)
@@ -88,12 +91,12 @@ def forward(
         words = row_words + position.to(tl.int64) * block_q * bit_words + first_column // 32
         sums, peak, total = attend(
             tile, sums, peak, total, k, v, k_row, v_row, first_key, words, first_column % 32, keys, dim, scale,
-            True, TILE_K, DIM, PADDED,
+            True, TILE_K, DIM, CHECKED,
         )  # fmt: skip
 
     inverse, ends = softmax_end(peak, total)
     own = line * queries
-    store_tile(out + own * dim, sums * inverse[:, None], rows, columns, dim, queries, dim, PADDED)
+    store_tile(out + own * dim, sums * inverse[:, None], rows, columns, dim, queries, dim, CHECKED)
     tl.store(lse + own + rows, ends, mask=rows < queries)
 
 
@@ -101,20 +104,20 @@ def block_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], block: tuple[int, int], scale: float
 ) -> tuple[Tensor, Tensor]:
     """(out [B, Hq, Sq, D], lse fp32 [B, Hq, Sq]), contiguous; a query without a key gives 0 and -inf."""
-    q, k, v = contiguous_rows(q), contiguous_rows(k), contiguous_rows(v)
+    own, (q, k, v) = q.shape[-1], (whole_rows(each) for each in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if out.numel() == 0:
-        return out, lse
+        return trimmed(out, own), lse
     row, grid, dim = config("forward", q, block), Grid.of(q, k, layout, block), q.shape[-1]
     tiles = grid.block_rows * (block[0] // row.blocks["TILE_Q"])
     forward[(tiles * grid.batch * grid.heads,)](
         q, k, v, out, lse, *layout[:5], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         grid.heads, grid.group, *grid.pattern_strides, q.shape[2], k.shape[2], dim, tiles, grid.block_rows, *block,
         (block[1] // row.blocks["TILE_K"]).bit_length() - 1, words_of(block), float(scale) * LOG2E,
-        DIM=padded_dim(dim), PADDED=padded_dim(dim) != dim, **row.launch,
+        DIM=padded_dim(dim), CHECKED=checks_columns(row, dim), **row.launch,
     )  # fmt: skip
-    return out, lse
+    return trimmed(out, own), lse
 
 
 POINTERS = "q:* k:* v:* out:* lse:*fp32 full_ptr:*i32 full_idx:*i32 part_ptr:*i32 part_idx:*i32 part_bits:*i32"
@@ -127,5 +130,5 @@ NUMBERS = (
 
 def compilations(arch: str) -> Iterator[Compilation]:
     """Every shipped row."""
-    for row, padded in variants("forward", arch):
-        yield compilation("forward", POINTERS, NUMBERS, row, padded, wide="TILE_Q")
+    for row, checks in variants("forward", arch):
+        yield compilation("forward", POINTERS, NUMBERS, row, checks, wide="TILE_Q")

@@ -8,6 +8,7 @@ Reference: `surgery.kernels.reference.block_decode`. Source: Flash-Decoding (Dao
 """
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
@@ -161,12 +162,10 @@ ALIGNED = ("q_head", "q_row", "k_head", "k_row", "v_head", "v_row", "q_batch", "
 def compilations(arch: str) -> Iterator[Compilation]:
     """Every shipped row, the smallest for narrower heads too; `merge` in each type it writes."""
     for row in shipped("block_decode", arch):
-        for dim in (padded_dim(1), row.dim) if row.dim == SMALLEST else (row.dim,):
-            if row.tile != "merge":
-                yield _compilation("split", SPLIT, row, row.dtype, dim)
-                continue
-            for dtype in ("bf16", "fp32"):
-                yield _compilation("merge", MERGE, row, dtype, dim)
+        dims = (padded_dim(1), row.dim) if row.dim == SMALLEST else (row.dim,)
+        dtypes = ("bf16", "fp32") if row.tile == "merge" else (row.dtype,)
+        for dim, dtype in product(dims, dtypes):
+            yield _compilation(*(("merge", MERGE) if row.tile == "merge" else ("split", SPLIT)), row, dtype, dim)
 
 
 def _compilation(kernel: str, arguments: str, row: Config, dtype: str, dim: int) -> Compilation:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from surgery.kernels.aot.manifest import Compilation
 from surgery.kernels.cpu import attention_denominator
-from surgery.kernels.triton._common import padded_dim, softmax_again
+from surgery.kernels.triton._common import padded_dim, softmax_again, trimmed, whole_rows
 from surgery.kernels.triton.attention_denominator import launch_gradient
 from surgery.kernels.triton.edge_attention_forward import (
     ROWS,
@@ -22,7 +22,6 @@ from surgery.kernels.triton.edge_attention_forward import (
     gathered,
     heads_together,
     products,
-    side_by_side,
     sizes,
     strides,
     tile_class,
@@ -193,9 +192,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv."""
     ptr, idx, ptr_t, idx_t = (each.contiguous() for each in edges[:4])
-    q, k, v, grad_out = (side_by_side(each) for each in (q, k, v, grad_out))
     lse, kept = lse.contiguous(), normalize == "kept"
     delta = (out.float() * grad_out.float()).sum(-1)
+    own, (q, k, v, grad_out) = q.shape[3], (whole_rows(each) for each in (q, k, v, grad_out))
     if grad_lse is not None:
         delta = delta - grad_lse
     dq_base = dk_base = delta
@@ -215,7 +214,7 @@ def backward(
         given = {**shared, **_key_sizes(q, k, ptr_t, scale), **config.launch}
         programs = k.shape[0] * k.shape[1] * k.shape[2]
         keys_kernel[(programs,)](q, k, v, grad_out, ptr_t, idx_t, base=dk_base, dk=dk, dv=dv, **given)
-    return dq, dk, dv
+    return trimmed(dq, own), trimmed(dk, own), trimmed(dv, own)
 
 
 def _key_sizes(q: Tensor, k: Tensor, ptr_t: Tensor, scale: float) -> dict:

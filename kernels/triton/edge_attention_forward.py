@@ -12,7 +12,15 @@ from collections.abc import Iterator
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._common import NATURAL, padded_dim, softmax_again, softmax_end, softmax_step
+from surgery.kernels.triton._common import (
+    NATURAL,
+    padded_dim,
+    softmax_again,
+    softmax_end,
+    softmax_step,
+    trimmed,
+    whole_rows,
+)
 from surgery.kernels.triton.attention_denominator import launch_denominator
 from surgery.kernels.tuning import architecture, pick, shipped
 from surgery.kernels.tuning.pick import Config
@@ -125,7 +133,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """out and lse; see the reference."""
     ptr, idx = (each.contiguous() for each in edges[:2])
-    q, k, v = side_by_side(q), side_by_side(k), side_by_side(v)
+    dim, (q, k, v) = q.shape[3], (whole_rows(each) for each in (q, k, v))
     kept = normalize == "kept"
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     lse = lse if kept else launch_denominator(q, k, scale, causal)
@@ -136,12 +144,7 @@ def forward(
     if programs:
         given = {**sizes(q, k, ptr, together, scale), **strides(q=q, k=k, v=v), **config.launch}
         forward_kernel[(programs,)](q, k, v, ptr, idx, lse, out, lse, KEPT=kept, **given)
-    return out, lse
-
-
-def side_by_side(x: Tensor) -> Tensor:
-    """With the elements of a row side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return trimmed(out, dim), lse
 
 
 def heads_together(q: Tensor, k: Tensor, ptr: Tensor) -> int:

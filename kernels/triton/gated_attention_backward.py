@@ -14,13 +14,21 @@ from collections.abc import Iterator
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._common import LN2, LOG2E, load_tile, padded_dim, store_tile
+from surgery.kernels.triton._common import (
+    LN2,
+    LOG2E,
+    checks_columns,
+    load_tile,
+    padded_dim,
+    store_tile,
+    trimmed,
+    whole_rows,
+)
 from surgery.kernels.triton._gates import (
     UNSPECIALIZED,
     column_keys,
     compilations_of,
     config,
-    contiguous_rows,
     numbers,
     row_keys,
     shared_arguments,
@@ -47,7 +55,7 @@ def dq(
     q, k, v, bias, seed, key_mask, grad_out, lse, delta, grad_expected, grad_q, grad_bias,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch,
     heads, group, biases, queries, keys, dim, shift, tiles, scale, noisy, soft, inverse,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, GATED: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, CHECKED: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of query rows, the last ones first."""
     tile_index = tiles - 1 - tl.program_id(0) % tiles
@@ -55,8 +63,8 @@ def dq(
     batch, head, own = line // heads, line % heads, line * queries
     first_row = tile_index * TILE_Q
     rows, columns = first_row + tl.arange(0, TILE_Q), tl.arange(0, DIM)
-    tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, PADDED)
-    given = load_tile(grad_out + own * dim, rows, columns, dim, queries, dim, True, PADDED)
+    tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, CHECKED)
+    given = load_tile(grad_out + own * dim, rows, columns, dim, queries, dim, True, CHECKED)
     k += batch * k_batch + (head // group) * k_head
     v += batch * v_batch + (head // group) * v_head
     key_mask += batch * mask_batch
@@ -71,8 +79,8 @@ def dq(
     moved = tl.zeros([TILE_Q], tl.float32)
     for first_key in range(0, tl.minimum(first_row + TILE_Q + shift, keys), TILE_K):
         key_rows = first_key + tl.arange(0, TILE_K)
-        key_tile = load_tile(k, key_rows, columns, k_row, keys, dim, True, PADDED)
-        value_tile = load_tile(v, key_rows, columns, v_row, keys, dim, True, PADDED)
+        key_tile = load_tile(k, key_rows, columns, k_row, keys, dim, True, CHECKED)
+        value_tile = load_tile(v, key_rows, columns, v_row, keys, dim, True, CHECKED)
         scores = tl.dot(tile, tl.trans(key_tile), input_precision="ieee") * scale
         da = tl.dot(given, tl.trans(value_tile), input_precision="ieee")
         seen = tl.load(key_mask + key_rows, mask=key_rows < keys, other=0) != 0
@@ -84,7 +92,7 @@ def dq(
         moved += tl.sum(dz, 1)
         sums = tl.dot(ds.to(key_tile.dtype), key_tile, sums, input_precision="ieee")
 
-    store_tile(grad_q + own * dim, sums * (scale * LN2), rows, columns, dim, queries, dim, PADDED)
+    store_tile(grad_q + own * dim, sums * (scale * LN2), rows, columns, dim, queries, dim, CHECKED)
     tl.store(grad_bias + line * tiles + tile_index, tl.sum(moved, 0))
 
 
@@ -93,7 +101,7 @@ def dkv(
     q, k, v, bias, seed, key_mask, grad_out, lse, delta, grad_expected, grad_k, grad_v,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch,
     heads, group, biases, queries, keys, dim, shift, tiles, scale, noisy, soft, inverse,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, GATED: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, CHECKED: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of keys of a key head; scores are held transposed, keys × queries."""
     tile_index = tl.program_id(0) % tiles
@@ -102,8 +110,8 @@ def dkv(
     batch, key_head = key_line // key_heads, key_line % key_heads
     first_key = tile_index * TILE_K
     key_rows, columns = first_key + tl.arange(0, TILE_K), tl.arange(0, DIM)
-    key_tile = load_tile(k + batch * k_batch + key_head * k_head, key_rows, columns, k_row, keys, dim, True, PADDED)
-    value_tile = load_tile(v + batch * v_batch + key_head * v_head, key_rows, columns, v_row, keys, dim, True, PADDED)
+    key_tile = load_tile(k + batch * k_batch + key_head * k_head, key_rows, columns, k_row, keys, dim, True, CHECKED)
+    value_tile = load_tile(v + batch * v_batch + key_head * v_head, key_rows, columns, v_row, keys, dim, True, CHECKED)
     seen = tl.load(key_mask + batch * mask_batch + key_rows, mask=key_rows < keys, other=0) != 0
     noise_columns = column_keys(key_rows) if GATED else key_rows
     start = tl.maximum(first_key - shift, 0) // TILE_Q * TILE_Q
@@ -118,8 +126,8 @@ def dkv(
         expected = tl.load(grad_expected + line)
         for first_row in range(start, queries, TILE_Q):
             rows = first_row + tl.arange(0, TILE_Q)
-            tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, PADDED)
-            given = load_tile(grad_out + own * dim, rows, columns, dim, queries, dim, True, PADDED)
+            tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, CHECKED)
+            given = load_tile(grad_out + own * dim, rows, columns, dim, queries, dim, True, CHECKED)
             logs = load_lse(lse + own, rows, queries)
             shared = tl.load(delta + own + rows, mask=rows < queries, other=0.0)
             ends = tl.where(rows < queries, tl.minimum(rows + shift + 1, keys), 0)
@@ -134,8 +142,8 @@ def dkv(
             key_sums = tl.dot(ds.to(tile.dtype), tile, key_sums, input_precision="ieee")
 
     own_keys = key_line * keys * dim
-    store_tile(grad_k + own_keys, key_sums * (scale * LN2), key_rows, columns, dim, keys, dim, PADDED)
-    store_tile(grad_v + own_keys, value_sums, key_rows, columns, dim, keys, dim, PADDED)
+    store_tile(grad_k + own_keys, key_sums * (scale * LN2), key_rows, columns, dim, keys, dim, CHECKED)
+    store_tile(grad_v + own_keys, value_sums, key_rows, columns, dim, keys, dim, CHECKED)
 
 
 def gated_attention_backward(
@@ -157,26 +165,28 @@ def gated_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dbias) in the dtypes of q, k, v and bias, contiguous."""
     given = shared_arguments(q, k, v, bias, seed, key_mask)
-    grad_out = contiguous_rows(grad_out.to(q.dtype)).contiguous()
+    grad_out = grad_out.to(q.dtype)
     delta = (grad_out.float() * out.float()).sum(-1) - grad_lse
-    common = (*given, grad_out, lse.contiguous(), delta, grad_expected.float().contiguous())
+    common = (*given, whole_rows(grad_out).contiguous(), lse.contiguous(), delta, grad_expected.float().contiguous())
     sizes, rest = numbers(*given[:4], given[5], causal), (scale * LOG2E, *switches(gates, seed, temperature))
-    dim = q.shape[3]
-    fixed = {"DIM": padded_dim(dim), "PADDED": padded_dim(dim) != dim, "GATED": gates != "hard"}
-    grad_q, grad_k, grad_v = (torch.empty(each.shape, dtype=each.dtype, device=q.device) for each in (q, k, v))
+    dim = given[0].shape[3]
+    fixed = {"DIM": padded_dim(dim), "GATED": gates != "hard"}
+    grads = [torch.empty(each.shape, dtype=each.dtype, device=q.device) for each in given[:3]]
 
     row, lines = config("dq", q), q.shape[0] * q.shape[1]
     tiles = -(-q.shape[2] // row.blocks["TILE_Q"])
     grad_bias = torch.empty(lines, tiles, dtype=torch.float32, device=q.device)
     if lines * tiles:
-        dq[(lines * tiles,)](*common, grad_q, grad_bias, *sizes, tiles, *rest, **fixed, **row.launch)
+        fixed["CHECKED"] = checks_columns(row, dim)
+        dq[(lines * tiles,)](*common, grads[0], grad_bias, *sizes, tiles, *rest, **fixed, **row.launch)
 
     row = config("dkv", q)
     tiles = -(-k.shape[2] // row.blocks["TILE_K"])
     if k.shape[0] * k.shape[1] * tiles:
         grid = (k.shape[0] * k.shape[1] * tiles,)
-        dkv[grid](*common, grad_k, grad_v, *sizes, tiles, *rest, **fixed, **row.launch)
-    return grad_q, grad_k, grad_v, grad_bias.sum(-1).view(-1, bias.numel()).sum(0).to(bias.dtype)
+        fixed["CHECKED"] = checks_columns(row, dim)
+        dkv[grid](*common, *grads[1:], *sizes, tiles, *rest, **fixed, **row.launch)
+    return *(trimmed(each, q.shape[3]) for each in grads), grad_bias.sum(-1).view(-1, bias.numel()).sum(0).to(bias.dtype)
 
 
 def compilations(arch: str) -> Iterator[Compilation]:

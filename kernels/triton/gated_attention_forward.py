@@ -15,7 +15,16 @@ from collections.abc import Iterator
 
 import torch
 from surgery.kernels.aot.manifest import Compilation
-from surgery.kernels.triton._common import LOG2E, load_tile, padded_dim, softmax_end, softmax_step, store_tile
+from surgery.kernels.triton._common import (
+    LOG2E,
+    checks_columns,
+    load_tile,
+    padded_dim,
+    softmax_end,
+    softmax_step,
+    store_tile,
+    trimmed,
+)
 from surgery.kernels.triton._gates import (
     UNSPECIALIZED,
     column_keys,
@@ -41,7 +50,7 @@ def forward(
     q, k, v, bias, seed, key_mask, out, lse, expected, kept,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch,
     heads, group, biases, queries, keys, dim, shift, tiles, scale, noisy, soft, inverse,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, DIM: tl.constexpr, CHECKED: tl.constexpr,
     GATED: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of query rows, the last ones first, since under a causal mask they are the longest."""
@@ -50,7 +59,7 @@ def forward(
     batch, head = line // heads, line % heads
     first_row = tile_index * TILE_Q
     rows, columns = first_row + tl.arange(0, TILE_Q), tl.arange(0, DIM)
-    tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, PADDED)
+    tile = load_tile(q + batch * q_batch + head * q_head, rows, columns, q_row, queries, dim, True, CHECKED)
     k += batch * k_batch + (head // group) * k_head
     v += batch * v_batch + (head // group) * v_head
     key_mask += batch * mask_batch
@@ -65,7 +74,7 @@ def forward(
     opened = tl.zeros([TILE_Q], tl.int32)
     for first_key in range(0, tl.minimum(first_row + TILE_Q + shift, keys), TILE_K):
         key_rows = first_key + tl.arange(0, TILE_K)
-        key_tile = load_tile(k, key_rows, columns, k_row, keys, dim, True, PADDED)
+        key_tile = load_tile(k, key_rows, columns, k_row, keys, dim, True, CHECKED)
         scores = tl.dot(tile, tl.trans(key_tile), input_precision="ieee") * scale
         seen = tl.load(key_mask + key_rows, mask=key_rows < keys, other=0) != 0
         scores = tl.where(seen[None, :] & (key_rows[None, :] < ends[:, None]), scores, float("-inf"))
@@ -76,13 +85,13 @@ def forward(
         if COUNT:
             chances += tl.sum(sigmoid(z), 1)
             opened += tl.sum((z > 0).to(tl.int32), 1)
-        value_tile = load_tile(v, key_rows, columns, v_row, keys, dim, True, PADDED)
+        value_tile = load_tile(v, key_rows, columns, v_row, keys, dim, True, CHECKED)
         weights = (weights * gates).to(value_tile.dtype)
         sums = tl.dot(weights, value_tile, sums * shrink[:, None], input_precision="ieee")
 
     scaling, logs = softmax_end(peak, total)
     own = line * queries
-    store_tile(out + own * dim, sums * scaling[:, None], rows, columns, dim, queries, dim, PADDED)
+    store_tile(out + own * dim, sums * scaling[:, None], rows, columns, dim, queries, dim, CHECKED)
     tl.store(lse + own + rows, logs, mask=rows < queries)
     if COUNT:
         tl.store(expected + line * tiles + tile_index, tl.sum(chances, 0))
@@ -109,7 +118,7 @@ def gated_attention_forward(
     row, gated = config("forward", q), gates != "hard"
     tiles, lines = -(-q.shape[2] // row.blocks["TILE_Q"]), q.shape[0] * q.shape[1]
     given = shared_arguments(q, k, v, bias, seed, key_mask)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out = torch.empty(given[0].shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     expected = torch.empty(lines, tiles, dtype=torch.float32, device=q.device)
     kept = torch.empty(lines, tiles, dtype=torch.int32, device=q.device)
@@ -117,9 +126,10 @@ def gated_attention_forward(
         forward[(lines * tiles,)](
             *given, out, lse, expected, kept, *numbers(*given[:4], given[5], causal), tiles,
             scale * LOG2E, *switches(gates, seed, temperature),
-            DIM=padded_dim(q.shape[3]), PADDED=padded_dim(q.shape[3]) != q.shape[3],
+            DIM=padded_dim(given[0].shape[3]), CHECKED=checks_columns(row, given[0].shape[3]),
             GATED=gated, COUNT=count or gated, **row.launch,
         )  # fmt: skip
+    out = trimmed(out, q.shape[3])
     if not count:
         return out, lse, expected.new_empty(0), expected.new_empty(0, dtype=torch.int64)
     return out, lse, expected.sum(-1).view(q.shape[:2]), kept.sum(-1).view(q.shape[:2])

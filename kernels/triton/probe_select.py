@@ -107,8 +107,8 @@ def select(
     choose(scores, chosen + own * keep, blocks, keep, BLOCKS)
 
 
-SIZES = (128, 256, 512, 1024, 2048)
-"""What the number of blocks is padded to."""
+SIZES = (256, 1024, 2048)
+"""What the number of blocks is padded to: few, since a thread holds at most 16 of them."""
 
 
 def probe_select(x: Tensor, probes: Tensor, dictionary: Tensor, keep: int, shared: bool) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def probe_select(x: Tensor, probes: Tensor, dictionary: Tensor, keep: int, share
     select[(lists,)](
         x, probes, dictionary, chosen, scores,
         d, d, atoms * blocks, rows, d, m, atoms, blocks, keep,
-        PROBES=row.dim, BLOCKS=max(SIZES[0], triton.next_power_of_2(blocks)), **row.launch,
+        PROBES=row.dim, BLOCKS=next(size for size in SIZES if size >= blocks), **row.launch,
     )  # fmt: skip
     return chosen, scores
 

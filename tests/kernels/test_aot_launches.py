@@ -26,9 +26,10 @@ def launched():
 
 
 def variant(compilation: Compilation) -> str:
-    """As `launched.py` says it. Sizes and strides are arguments, of whatever value."""
+    """As `launched.py` says it. Sizes and strides are arguments, of whatever value, but for head dims: odd or not."""
     pointers = {name: kind for name, kind in compilation.signature.items() if kind.startswith("*")}
     fixed = {name: int(value) for name, value in compilation.constexprs.items()}
+    fixed["odd"] = "dim" in compilation.signature and "dim" not in compilation.aligned
     launch = (compilation.num_warps, compilation.num_stages, dict(compilation.options))
     return json.dumps([compilation.kernel, pointers, fixed, *launch], sort_keys=True)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from surgery.kernels.cpu import block_decode as cpu
-from surgery.kernels.operators.block_decode import OPERATOR, block_decode, check_lists
+from surgery.kernels.operators.block_decode import ON_CUDA, OPERATOR, block_decode, check_lists
 from surgery.kernels.reference.block_decode import block_decode as reference
 from torch.library import opcheck
 
@@ -174,6 +174,14 @@ def test_a_backend_can_be_asked_for(backend, monkeypatch, device):
     q, k, v, *rest = call(SHAPES[0], torch.float32, device)
     arguments = q, k.nan_to_num(0), v.nan_to_num(0), *rest
     holds(OPERATOR(*arguments), arguments)
+
+
+@pytest.mark.parametrize("dim", (40, 512))
+def test_head_dims_without_vectors_or_tiles_are_refused_on_a_gpu(dim, device):
+    on_gpu = next(backend for backend in ON_CUDA if backend.name == "triton")
+    assert on_gpu.refuse(*call(Shape(dim=64), torch.float32, device)) is None
+    said = on_gpu.refuse(*call(Shape(dim=dim), torch.float32, device))
+    assert said == f"head dim {dim} is no multiple of 16 up to 256"
 
 
 def test_operator_checks(device):
