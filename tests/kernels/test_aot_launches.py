@@ -21,7 +21,8 @@ def launched():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(surgery.__file__).parents[1])
     script = Path(__file__).with_name("launched.py")
-    done = subprocess.run([sys.executable, script, *TARGETS], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, script, *TARGETS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

@@ -29,6 +29,8 @@ CASES = (
     (Case(1, 2, 1, 21, 37, 80, patterns=2, normalize="all", causal=True), "fp16"),
     (Case(1, 1, 1, 9, 34, 128, normalize="all"), "fp32"),
     (Case(1, 2, 2, 18, 18, 256, normalize="all", causal=True), "fp32"),
+    (Case(1, 24, 2, 4, 12, 40), "fp32"),  # twelve heads to a program, rows made longer
+    (Case(1, 34, 1, 3, 9, 20, normalize="all"), "fp32"),  # two heads to a program: 34 do not fit, 17 either
 )
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
