@@ -63,6 +63,13 @@ def folded(size: int | torch.SymInt) -> int | None:
     return int(size.node.expr.as_coeff_Mul()[0]) if isinstance(size, torch.SymInt) else None
 
 
+def written(node: Node) -> tuple[str, ...] | None:
+    """The shape as text, to be compared: `==` of two free sizes would make them one for good wherever they happen to be
+    equal in the example inputs."""
+    sizes = shape(node)
+    return None if sizes is None else tuple(map(str, sizes))
+
+
 def width(node: Node) -> int | None:
     """The size of the last axis where it is a plain number."""
     sizes = shape(node)

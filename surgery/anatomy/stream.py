@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from surgery.anatomy.dimension import ELEMENTWISE, Obstacle, describe, is_size_read
-from surgery.anatomy.graphs import aten, is_op, shape, tensor_inputs, value, where, width
+from surgery.anatomy.graphs import aten, is_op, tensor_inputs, value, where, width, written
 from surgery.anatomy.site import Site
 from surgery.anatomy.sites.block import called
 
@@ -208,7 +208,7 @@ def _whole(node: Node) -> list[Node]:
 
 
 def _alike(node: Node, other: Node, *, dtype: bool = False) -> bool:
-    same = [str(size) for size in shape(node) or ()] == [str(size) for size in shape(other) or ()]
+    same = written(node) == written(other)
     return same and (not dtype or value(node).dtype == value(other).dtype)
 
 

@@ -13,6 +13,7 @@ from surgery.anatomy import inspect
 from surgery.anatomy.graphs import placeholders, shape
 from surgery.anatomy.units import trace_all, trace_units
 from surgery.diagnostics import SurgeryError
+from surgery.session.prepare import prepare
 from surgery.targets.unit_plan import makers
 
 transformers = pytest.importorskip("transformers")
@@ -273,3 +274,15 @@ def test_a_block_that_differs_is_followed_on_its_own():
     anatomy = inspect(model, CACHELESS)
     found = list(trace_all(anatomy.graph_module, map(makers, anatomy.of_kind("mlp"))))
     assert [coupling.repeated for coupling in found] == [False, False, True]
+
+
+def test_planning_leaves_free_sizes_apart():
+    """Encoder and decoder are as long as each other in the example inputs only."""
+    config = transformers.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=64)
+    ids = torch.arange(3, 19).reshape(2, 8)
+    inputs = {"input_ids": ids, "decoder_input_ids": ids.flip(1), "use_cache": False}
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    anatomy = inspect(model, inputs)
+    prepare("prune 25% of attention heads; prune 25% of mlp channels", model, example_inputs=inputs, anatomy=anatomy)
+    lengths = [str(node.meta["val"].shape[1]) for node in placeholders(anatomy.graph_module)[:2]]
+    assert len(set(lengths)) == 2

@@ -20,6 +20,7 @@ from surgery.anatomy.graphs import (
     tensor_ancestors,
     tensor_inputs,
     width,
+    written,
 )
 from surgery.anatomy.site import Site
 from surgery.anatomy.sites.heads import Heads, count_heads, operands_of
@@ -184,7 +185,7 @@ def _is_causal(graph_module: GraphModule, mask) -> bool:
 def _compares_positions(node: Node) -> bool:
     """Two broadcast operands, as in `query_position[:, None] >= key_position[None, :]`."""
     operands = tensor_inputs(node)
-    return len(operands) == 2 and all((shape(operand) or ()) != (shape(node) or ()) for operand in operands)
+    return len(operands) == 2 and all(written(operand) != written(node) for operand in operands)
 
 
 def _is_triangle(table: torch.Tensor) -> bool:

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from torch.fx import GraphModule, Node
 
 from surgery.anatomy.dimension import Dimension, is_size_read, trace_dimension
-from surgery.anatomy.graphs import aten, calls, is_op, owner, shape, tensor_ancestors, tensor_inputs, weight_of, width
+from surgery.anatomy.graphs import (
+    aten,
+    calls,
+    is_op,
+    owner,
+    shape,
+    tensor_ancestors,
+    tensor_inputs,
+    weight_of,
+    width,
+    written,
+)
 from surgery.anatomy.site import Site
 
 ADDS = (aten.add.Tensor, aten.add_.Tensor)
@@ -127,7 +138,7 @@ def _settled(join: Node) -> Node:
     node = join
     while True:
         users = [user for user in node.users if not is_size_read(user)]
-        if len(users) != 1 or not is_op(users[0], *AFFINE) or shape(users[0]) != shape(node):
+        if len(users) != 1 or not is_op(users[0], *AFFINE) or written(users[0]) != written(node):
             return node
         others = [source for source in users[0].args if isinstance(source, Node) and source is not node]
         if users[0].args.count(node) > 1 or any(map(_reads_input, others)):

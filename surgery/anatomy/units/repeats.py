@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from surgery.anatomy.dimension import Obstacle
-from surgery.anatomy.graphs import aten, is_op, shape, stored, value
+from surgery.anatomy.graphs import aten, is_op, shape, stored, value, written
 from surgery.anatomy.units.trace import Coupling, trace_units
 from surgery.anatomy.units.walk import Gather, computes, maker_of, readers_of
 
@@ -92,7 +92,7 @@ class _Pairs:
             if self.to.get(one) is not two or self.back.get(two) is not one:
                 raise Differs
             return False
-        same = one.op == two.op and shape(one) == shape(two) and type(value(one)) is type(value(two))
+        same = one.op == two.op and written(one) == written(two) and type(value(one)) is type(value(two))
         if not same or one.op != "get_attr" and one.target != two.target:
             raise Differs
         self.to[one], self.back[two] = two, one
@@ -138,7 +138,7 @@ class _Pairs:
         if one is two:
             self.outside.append(two)
             return
-        if one.op != two.op or shape(one) != shape(two) or str(value(one)) != str(value(two)):
+        if one.op != two.op or written(one) != written(two) or str(value(one)) != str(value(two)):
             raise Differs
         held = stored(one) if is_op(one, aten.lift_fresh_copy) or one.op == "get_attr" else None
         indices = held is not None and not held.is_floating_point()
