@@ -34,12 +34,9 @@ demo: venv
 	@rm -rf $(DEMO)
 	$(BIN)/surgery apply specs/quickstart.surgery --out $(DEMO)
 
-# A file's tests share what they captured, so a file goes to one process whole; each process runs on one thread. Kernels go to
-# processes of their own: models built on meta behind them, in the same process, were found to hold real weights.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+# A file's tests share what they captured, so a file goes to one process whole; each process runs on one thread.
 test: test-venv
-	$(PYTEST) tests/kernels
-	$(PYTEST) --ignore tests/kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 bench: venv
 	$(BIN)/python -m bench.adaln --quick

@@ -3,6 +3,11 @@
 import pytest
 import torch
 
+with torch.device("meta"):
+    # torch lists its constructors once, by identity: listed while they are poisoned, `torch.device` would pass over
+    # the real ones for the rest of the process, and models built on meta would hold real weights.
+    assert torch.empty(0).is_meta
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
