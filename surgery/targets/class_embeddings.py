@@ -17,7 +17,6 @@ from surgery.anatomy.graphs import aten, attribute, bias_of, is_op, shape, weigh
 from surgery.anatomy.site import Anatomy
 from surgery.anatomy.sites.conditioning import Conditioning
 from surgery.diagnostics import RefusalError
-from surgery.operations import sentence
 from surgery.passes.cut_dimension import CutDimension
 from surgery.passes.mask_vector import MaskVector, Window
 from surgery.passes.runner import Pass
@@ -25,6 +24,7 @@ from surgery.passes.set_weights import SetWeights
 from surgery.passes.weights import bias_name
 from surgery.plan.action import Action, TensorChange
 from surgery.targets.choice import Choice
+from surgery.targets.clause import OfClause
 from surgery.targets.conditional_grid import timestep_input
 from surgery.targets.context import Context
 from surgery.targets.schedule import Schedule, When
@@ -33,7 +33,7 @@ from surgery.targets.tied import Tied, tied
 
 
 @dataclass(frozen=True, eq=False)
-class ClassEmbeddings:
+class ClassEmbeddings(OfClause):
     """One group of tied conditional vectors and the operation that cuts them: `remove` of `group.width` coordinates.
 
     `options` is a `surgery.operations.prune.Prune`.
@@ -43,14 +43,6 @@ class ClassEmbeddings:
     group: Tied
     remove: int
     notes: tuple[str, ...]
-
-    @property
-    def clause(self) -> str:
-        return str(self.options.clause or sentence(self.options))
-
-    @property
-    def place(self) -> str:
-        return self.options.clause.place if self.options.clause else ""
 
     @property
     def when(self) -> When:

@@ -20,16 +20,15 @@ from surgery.anatomy.graphs import attribute, where
 from surgery.anatomy.site import Anatomy, Site
 from surgery.anatomy.stream import Layer, alive, removable, skips
 from surgery.diagnostics import RefusalError
-from surgery.operations import sentence
 from surgery.passes.remove_layers import MaskLayers, RemoveLayers
 from surgery.passes.runner import Pass
 from surgery.plan.action import Action, TensorChange
 from surgery.targets.choice import Candidate, Choice
+from surgery.targets.clause import SEARCHED, OfClause, refuse_options
 from surgery.targets.context import Context
 from surgery.targets.influence import angular, magnitude, similarity
 
 CRITERIA = ("auto", "magnitude", "similarity", "angular", "random")
-SEARCHED = "auto: as much as the requirements let, found when the spec is applied"
 TOLD = {
     "magnitude": "norm of the weights that write to the stream",
     "similarity": "1 - cosine of input and output",
@@ -38,7 +37,7 @@ TOLD = {
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
+class Layers(OfClause):
     """`remove` of the `layers` that a selector named go; `blocks` are all there are. Numbers are those of the original.
 
     `options` is a `surgery.operations.prune.Prune`; `gone` are the layers that go, once that is settled.
@@ -50,14 +49,6 @@ class Layers:
     remove: int
     notes: tuple[str, ...]
     gone: tuple[Layer, ...] = ()
-
-    @property
-    def clause(self) -> str:
-        return str(self.options.clause or sentence(self.options))
-
-    @property
-    def place(self) -> str:
-        return self.options.clause.place if self.options.clause else ""
 
     def action(self, graph_module: GraphModule) -> Action:
         """The cut from shapes alone. Until it is settled which layers go, the smallest are counted where they differ."""
@@ -183,7 +174,7 @@ def plan_layers(operation: Any, anatomy: Anatomy, sites: Sequence[Site]) -> list
     """One cut of all layers a selector names. Raises RefusalError: S319 where one cannot go, S313 where none would be
     left, S318 for an option that layers have not."""
     span = operation.clause.span if operation.clause else None
-    _refuse_options(operation, span)
+    _refuse_options(operation)
     blocks = anatomy.of_kind("block")
     layers = _layers(anatomy, blocks, sites, span)
     share = operation.share
@@ -216,7 +207,7 @@ def _layers(anatomy: Anatomy, blocks: Sequence[Site], sites: Sequence[Site], spa
     return tuple(chosen)
 
 
-def _refuse_options(operation: Any, span: Any) -> None:
+def _refuse_options(operation: Any) -> None:
     given = {
         "by": operation.by not in CRITERIA,
         "scope": operation.scope != "shared",
@@ -225,14 +216,8 @@ def _refuse_options(operation: Any, span: Any) -> None:
         "multiple": operation.multiple != 1,
         "compensate": operation.compensate not in ("auto", "none"),
     }
-    wrong = [name for name, bad in given.items() if bad]
-    if wrong:
-        raise RefusalError(
-            f"`{wrong[0]}={getattr(operation, wrong[0])}` is not for layers",
-            code="S318",
-            span=span,
-            help="rank layers `by similarity`, `by angular`, `by magnitude` or at `random`; leave the rest out",
-        )
+    help = "rank layers `by similarity`, `by angular`, `by magnitude` or at `random`; leave the rest out"
+    refuse_options(operation, given, "layers", help)
 
 
 def _refuse_empty(

@@ -15,6 +15,7 @@ from surgery.anatomy.site import Anatomy, Site
 from surgery.anatomy.units import Coupling, trace_all
 from surgery.anatomy.units.edits import edits
 from surgery.diagnostics import RefusalError
+from surgery.targets.clause import SEARCHED, refuse_options
 from surgery.targets.units import EVEN, Units
 
 UNITS = {"mlp": "channels", "attention": "heads"}
@@ -26,7 +27,7 @@ def plan_units(operation: Any, anatomy: Anatomy, sites: tuple[Site, ...]) -> lis
     """A cut per site. Raises RefusalError: S317 where a site cannot be cut, S313 where nothing would be left, S318 for
     an option that this target has not."""
     span = operation.clause.span if operation.clause else None
-    _refuse_options(operation, span)
+    _refuse_options(operation)
     works = []
     for site, coupling in zip(sites, trace_all(anatomy.graph_module, map(makers, sites)), strict=True):
         coupling = _own(site, coupling)
@@ -57,21 +58,15 @@ def _without_layers(site: Site) -> list[Obstacle]:
     return [] if makers(site) else [Obstacle(site.nodes[0], "what it reads is not made by layers alone")]
 
 
-def _refuse_options(operation: Any, span: Any) -> None:
+def _refuse_options(operation: Any) -> None:
     given = {
         "by": operation.by not in CRITERIA,
         "scope": operation.scope != "shared",
         "when": operation.when != "every",
+        "compensate": operation.compensate not in COMPENSATIONS,
     }
-    given["compensate"] = operation.compensate not in COMPENSATIONS
-    wrong = [name for name, bad in given.items() if bad]
-    if wrong:
-        raise RefusalError(
-            f"`{wrong[0]}={getattr(operation, wrong[0])}` is not for heads and channels",
-            code="S318",
-            span=span,
-            help="rank heads and channels `by effect`, `activation`, `taylor`, `greedy` or `magnitude`; leave the rest out",
-        )
+    help = "rank heads and channels `by effect`, `activation`, `taylor`, `greedy` or `magnitude`; leave the rest out"
+    refuse_options(operation, given, "heads and channels", help)
 
 
 def _refuse(site: Site, found: Sequence[Obstacle], span: Any) -> None:
@@ -111,7 +106,7 @@ def _count(operation: Any, site: Site, coupling: Coupling, span: Any) -> tuple[i
             span=span,
             help=f"remove at most {total - total // units} of them",
         )
-    notes = ["auto: as much as the requirements let, found when the spec is applied"] if operation.share.auto else []
+    notes = [SEARCHED] if operation.share.auto else []
     if operation.budget == "global":
         notes.append(EVEN)
     if units != total and site.kv_heads > 1:

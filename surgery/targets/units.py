@@ -18,12 +18,12 @@ from surgery.anatomy.site import Anatomy, Site
 from surgery.anatomy.units import Coupling
 from surgery.anatomy.units.edits import edits, kept
 from surgery.diagnostics import RefusalError
-from surgery.operations import sentence
 from surgery.passes.cut_units import CutUnits, MaskUnits
 from surgery.passes.runner import Pass
 from surgery.passes.set_weights import SetWeights
 from surgery.plan.action import Action
 from surgery.targets.choice import Candidate, Choice
+from surgery.targets.clause import OfClause
 from surgery.targets.context import Context
 from surgery.targets.taylor import taylor
 from surgery.targets.unit_budget import shares
@@ -41,7 +41,7 @@ EVEN = "budget=global: an even share is shown; how much each site loses is found
 
 
 @dataclass(frozen=True, eq=False)
-class Units:
+class Units(OfClause):
     """One site whose `remove` least units go. `options` is a `surgery.operations.prune.Prune`; `peers` are all cuts of
     the same clause, this one among them; `settled` says that `remove` is final, whatever the budget."""
 
@@ -52,14 +52,6 @@ class Units:
     notes: tuple[str, ...]
     peers: list["Units"] = field(default_factory=list, repr=False)
     settled: bool = False
-
-    @property
-    def clause(self) -> str:
-        return str(self.options.clause or sentence(self.options))
-
-    @property
-    def place(self) -> str:
-        return self.options.clause.place if self.options.clause else ""
 
     @property
     def count(self) -> int:

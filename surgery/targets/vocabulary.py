@@ -23,12 +23,12 @@ from surgery.anatomy.sites.embedding import Embedding
 from surgery.anatomy.vocabulary import Vocabulary, vocabulary_of
 from surgery.diagnostics import RefusalError
 from surgery.models.tokenizer_cut import alphabet_of, cut_tokenizer, merges_of
-from surgery.operations import sentence
 from surgery.passes.cut_vocabulary import CutVocabulary, SelectVocabulary
 from surgery.passes.runner import Pass
 from surgery.plan.action import Action, TensorChange
 from surgery.targets.calibration import MASKS
 from surgery.targets.choice import Candidate, Choice
+from surgery.targets.clause import SEARCHED, OfClause, refuse_options
 from surgery.targets.context import Context
 from surgery.targets.renumbered import Renumbered, substituted
 from surgery.targets.special_tokens import special_tokens, tokenizer_of, unknown_token
@@ -37,7 +37,7 @@ CRITERIA = ("auto", "frequency", "magnitude", "random")
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class Tokens(OfClause):
     """One vocabulary that loses `remove` tokens. `options` is a `surgery.operations.prune.Prune`."""
 
     options: Any
@@ -45,14 +45,6 @@ class Tokens:
     vocabulary: Vocabulary
     remove: int
     notes: tuple[str, ...]
-
-    @property
-    def clause(self) -> str:
-        return str(self.options.clause or sentence(self.options))
-
-    @property
-    def place(self) -> str:
-        return self.options.clause.place if self.options.clause else ""
 
     @property
     def left(self) -> int:
@@ -247,7 +239,7 @@ def plan_vocabulary(operation: Any, anatomy: Anatomy, sites: Sequence[Embedding]
     """A cut per table of tokens. Raises RefusalError: S324 where one cannot lose rows or cannot be fed new ids, S313
     where nothing would be left, S318 for an option that vocabularies have not."""
     span = operation.clause.span if operation.clause else None
-    _refuse_options(operation, span)
+    _refuse_options(operation)
     works = []
     for site in sites:
         found = vocabulary_of(anatomy.graph_module, site)
@@ -271,7 +263,7 @@ def _cannot(site: Embedding, found: Obstacle, span: Any, help: str) -> RefusalEr
     )
 
 
-def _refuse_options(operation: Any, span: Any) -> None:
+def _refuse_options(operation: Any) -> None:
     given = {
         "by": operation.by not in CRITERIA,
         "scope": operation.scope != "shared",
@@ -279,14 +271,8 @@ def _refuse_options(operation: Any, span: Any) -> None:
         "when": operation.when != "every",
         "compensate": operation.compensate not in ("auto", "none"),
     }
-    wrong = [name for name, bad in given.items() if bad]
-    if wrong:
-        raise RefusalError(
-            f"`{wrong[0]}={getattr(operation, wrong[0])}` is not for token embeddings",
-            code="S318",
-            span=span,
-            help="rank tokens `by frequency`, `by magnitude` or at `random`; leave the rest out",
-        )
+    help = "rank tokens `by frequency`, `by magnitude` or at `random`; leave the rest out"
+    refuse_options(operation, given, "token embeddings", help)
 
 
 def _count(operation: Any, site: Embedding, rows: int, span: Any) -> tuple[int, tuple[str, ...]]:
@@ -300,7 +286,7 @@ def _count(operation: Any, site: Embedding, rows: int, span: Any) -> tuple[int, 
             span=span,
             help=f"remove at most {rows - 1}",
         )
-    notes = ["auto: as much as the requirements let, found when the spec is applied"] if operation.share.auto else []
+    notes = [SEARCHED] if operation.share.auto else []
     if kept != rows - asked:
         notes.append(f"{rows - asked} kept, rounded up to {kept}, a multiple of {operation.multiple}")
     return rows - kept, tuple(notes)
