@@ -12,5 +12,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, value in tensors.items():
         found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        found.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -20,6 +20,12 @@ def replace_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor) -
         setattr(parent, leaf, tensor)
 
 
+def replace_parameter(graph_module: GraphModule, name: str, parameter: Parameter) -> None:
+    """Put this very parameter where the parameter `name` is."""
+    parent, leaf = _parent(graph_module, name)
+    setattr(parent, leaf, parameter)
+
+
 def add_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor, *, parameter: bool = True) -> str:
     """Register a new tensor under `name`, or the next free name like it; returns the name it got."""
     parent, leaf = _parent(graph_module, name, create=True)

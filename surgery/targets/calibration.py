@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.graphs import placeholders, shape
-from surgery.targets.losses import IGNORED, loss_of
+from surgery.targets.losses import IGNORED, loss_of, weight_of
 
 BATCH = 32
 MASKS = ("attention_mask", "decoder_attention_mask")
@@ -71,6 +71,10 @@ class Calibration:
     def loss(self, outputs: Any, inputs: Mapping[str, Any], targets: Tensor | None = None) -> Tensor:
         """A scalar, the mean over real tokens; see `surgery.targets.losses`."""
         return loss_of(self.task, outputs, inputs, targets)
+
+    def weight(self, inputs: Mapping[str, Any], targets: Tensor | None = None) -> int:
+        """Over how many entries `loss` of a batch is a mean."""
+        return weight_of(self.task, inputs, targets)
 
     @property
     def _shrinks(self) -> bool:

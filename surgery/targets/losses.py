@@ -32,3 +32,15 @@ def loss_of(task: str | None, outputs: Any, inputs: Mapping[str, Any], targets: 
         return squares.mean()
     weights = (real != 0).to(squares).reshape(*real.shape, *[1] * (found.dim() - 2))
     return (squares * weights).sum() / (weights.sum() * squares[0, 0].numel())
+
+
+def weight_of(task: str | None, inputs: Mapping[str, Any], targets: Tensor | None = None) -> int:
+    """Over how many entries the loss of a batch is a mean, so that batches can be put together."""
+    real, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+    if targets is not None:
+        return int((targets != IGNORED).sum())
+    if task == "causal-lm" and isinstance(ids, Tensor):
+        return int((real[:, 1:] != 0).sum()) if real is not None else ids[:, 1:].numel()
+    if real is not None:
+        return int((real != 0).sum())
+    return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())

@@ -25,6 +25,7 @@ models.data models.schemes
 anatomy compensation
 analyses plan
 passes
+training
 targets
 kernels lowering
 verify

@@ -1,0 +1,364 @@
+"""Train a captured graph: any model, any objective, in one process or several, resumable to the bit."""
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from surgery.diagnostics import SurgeryError
+from surgery.training.checkpoint import Checkpoint, is_finite, read, write
+from surgery.training.distillation import divergence
+from surgery.training.examples import Calibration, Examples, Micro
+from surgery.training.identity import identity_of
+from surgery.training.objective import Evaluated, Objective
+from surgery.training.processes import Processes, count, place
+from surgery.training.settings import Settings
+from surgery.training.trained import FINISHED, Trained
+from surgery.training.trainee import Trainee
+from surgery.zoo.interrupt import deferred_interrupt
+
+EVALUATION = -1
+"""The number of a micro-batch in which nothing is learned."""
+STOPPED = "S811"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Forward = Callable[[Callable[..., Any], dict[str, Any]], tuple[Any, Tensor | None]]
+BeforeStep = Callable[[GraphModule, int, int], None]
+Evaluate = Callable[[GraphModule, Calibration], tuple[float, float | None]]
+Progress = Callable[[str, int, int], None]
+
+
+def plain(module: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Any, None]:
+    """The forward pass of a graph that returns no penalty."""
+    return module(**inputs), None
+
+
+def penalized(module: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+    """The forward pass of a graph that returns (outputs, penalty)."""
+    outputs, penalty = module(**inputs)
+    return outputs, penalty
+
+
+def train(
+    graph_module: GraphModule,
+    calibration: Calibration,
+    settings: Settings,
+    objective: Objective,
+    *,
+    teacher: Callable[..., Any] | None = None,
+    before_step: BeforeStep | None = None,
+    forward: Forward | None = None,
+    evaluate: Evaluate | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    whole: Collection[str] = (),
+    scales: Mapping[str, float] | None = None,
+    what: str = "training",
+) -> Trained:
+    """Train a copy of a graph; the graph and its tensors are left as they were, and its buffers are fixed.
+
+    calibration  rows to train on; a tenth of them, a batch at least, only judges
+    teacher      called with a batch's inputs, where `settings.distill` asks for it
+    before_step  called with (the copy, step, micro) before each forward pass: it may write into buffers, and nothing
+                 else may be random. `micro` counts through all processes' passes of a step; EVALUATION where nothing is learned
+    forward      (module, inputs by keyword) → (outputs, penalty or None)
+    evaluate     (the copy, rows to judge by) → (loss, penalty or None); else both are means of `forward`'s
+    whole        tensors that are trained beside adapters; `scales` multiples of the rate, by name
+    what         the name of this training in the progress
+
+    Returns Trained: the best state by the objective. A loss or gradient that is not finite ends it with the last good
+    states kept. With `settings.checkpoint` a training goes on from where it was interrupted, to the bit.
+    Raises SurgeryError (S812, S814), KeyboardInterrupt where Ctrl-C was pressed, behind the step that was under way.
+    """
+    if settings.distill and teacher is None:
+        raise SurgeryError("there is no teacher to learn from", code="S814", help="give `teacher`, or distill=0")
+    rank = place()
+    trainee = Trainee.of(graph_module, settings.lora, settings.seed, whole)
+    run = Run(
+        trainee=trainee,
+        settings=settings,
+        objective=objective,
+        teacher=teacher,
+        before_step=before_step or (lambda module, step, micro: None),
+        forward=forward or plain,
+        evaluate=evaluate,
+        identity=identity_of(graph_module, calibration, settings, objective) if settings.checkpoint else {},
+        rank=rank,
+        calibration=calibration,
+    )
+    run.begin(scales or {})
+    with deferred_interrupt() as interrupted:
+        run.go(interrupted, lambda *told: progress(*told) if rank == 0 else None, what)
+    return run.result()
+
+
+@dataclass(eq=False)
+class Run:
+    """A training under way; `step` are steps done."""
+
+    trainee: Trainee
+    calibration: Calibration
+    settings: Settings
+    objective: Objective
+    teacher: Callable[..., Any] | None
+    before_step: BeforeStep
+    forward: Forward
+    evaluate: Evaluate | None
+    identity: dict[str, Any]
+    rank: int
+    step: int = 0
+    state: str = FINISHED
+    history: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    spent: float = 0.0
+
+    def begin(self, scales: Mapping[str, float]) -> None:
+        """Everything that is the same in a fresh and in a resumed training, then the checkpoint, if there is one."""
+        self.notes += self.trainee.notes
+        self.examples = Examples(self.calibration, self.settings, self.rank, count())
+        if self.examples.batch < self.settings.batch:
+            self.notes.append(f"a step has {self.examples.batch} rows: the calibration data has no more to train on")
+        self._drop_unreached()
+        self.processes = Processes.around(self.trainee.module, self.trainee.trained, self.settings.shard)
+        self.trained = self.processes.trained
+        self.optimizer = self._optimizer(scales)
+        self.since = time.monotonic()
+        found = read(self.settings.checkpoint, self.identity) if self.settings.checkpoint else None
+        if found:
+            self._resume(found)
+        else:
+            self.start = self.best = self._evaluated()
+            self.kept = self._copied()
+
+    def go(self, interrupted: Callable[[], bool], progress: Progress, what: str) -> None:
+        settings = self.settings
+        while self.step < settings.steps and self.state == FINISHED:
+            row = self._advance(interrupted())
+            if row is None:
+                break
+            if self.step % settings.evaluations == 0 or self.step == settings.steps:
+                self._judge(row)
+            self.history.append(row)
+            progress(f"{what}: {told(row, self.best)}", self.step, settings.steps)
+            stop = row.pop("interrupted")
+            if settings.checkpoint and (self.step % settings.checkpoint_every == 0 or stop) or self.step == settings.steps:
+                self._save()
+            if stop:
+                raise KeyboardInterrupt(self._how_to_go_on(what))
+
+    def result(self) -> Trained:
+        whole = {name: self.processes.whole(value) for name, value in self.kept.items()}
+        notes = tuple(self.notes)
+        return Trained(self.trainee.weights(whole), tuple(self.history), self.start, self.best, self.state, notes)
+
+    def _advance(self, pressed: bool) -> dict[str, Any] | None:
+        """One step, and its row of the history; None where a number is not finite, and nothing changed."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate_at(self.step) * group["scale"]
+        rate = self.settings.rate_at(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = penalty = 0.0
+        known = False
+        micros = self.examples.step(self.step)
+        for index, micro in enumerate(micros):
+            with self.processes.passing(last=index == len(micros) - 1):
+                learned, measured, paid = self._pass(micro, self.rank * len(micros) + index)
+                (self.processes.world * learned).backward()
+            loss, known = loss + measured, paid is not None
+            penalty += paid or 0.0
+        self.processes.gather_gradients()
+        world = self.processes.world
+        loss, penalty, stop = self.processes.mean([loss * world, penalty * world, float(pressed)])
+        norm = self._clipped()
+        if not math.isfinite(loss + penalty + norm):
+            self._stop(f"a loss of {loss:.4g} and a gradient of {norm:.4g}")
+            self._save()
+            return None
+        self.optimizer.step()
+        self.objective.update(loss, penalty if known else None)
+        self.step += 1
+        row = {"step": self.step, "loss": loss, **({"penalty": penalty} if known else {})}
+        return row | self.objective.told() | {"rate": rate, "seconds": self._seconds(), "interrupted": stop > 0}
+
+    def _pass(self, micro: Micro, number: int) -> tuple[Tensor, float, float | None]:
+        """What is followed, the data's loss and the penalty of one micro-batch, each times its share of the step."""
+        self.before_step(self.trainee.module, self.step, number)
+        loss, measured, penalty = self._losses(self.processes.called, micro.inputs, micro.targets, bool(micro.tokens))
+        paid = None if penalty is None else penalty * micro.rows
+        learned = self.objective.total(loss * micro.tokens, paid)
+        return learned, float(measured.detach()) * micro.tokens, None if paid is None else float(paid.detach())
+
+    def _losses(
+        self, module: Callable[..., Any], inputs: dict[str, Any], targets: Tensor | None, counts: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The weighted loss, the one that is measured (the data's, where it has a weight), and the penalty."""
+        settings = self.settings
+        given = self._placed(inputs)
+        with self._autocast():
+            outputs, penalty = self.forward(module, given)
+            taught = self._taught(given) if settings.distill else None
+        if not counts:
+            nothing = sum(leaf.sum() for leaf in pytree.tree_leaves(outputs) if _is_floating(leaf)) * 0.0
+            return nothing, nothing, penalty
+        data = self.calibration.loss(outputs, given, targets) if settings.data else None
+        far = divergence(self.calibration.task, outputs, taught, given) if settings.distill else None
+        parts = [part * weight for part, weight in ((data, settings.data), (far, settings.distill)) if part is not None]
+        return sum(parts), far if data is None else data, penalty
+
+    @torch.no_grad()
+    def _taught(self, given: dict[str, Any]) -> Any:
+        return self.teacher(**given)
+
+    @torch.no_grad()
+    def _evaluated(self) -> Evaluated:
+        held_out = self.examples.held_out()
+        self.before_step(self.trainee.module, self.step, EVALUATION)
+        if self.evaluate:
+            loss, penalty = self.evaluate(self.trainee.module, held_out)
+        else:
+            loss, penalty = self._averaged(held_out)
+        loss, extra = self.processes.mean([loss, 0.0 if penalty is None else penalty])
+        return Evaluated(self.step, loss, None if penalty is None else extra, self.objective.feasible(loss))
+
+    def _averaged(self, held_out: Calibration) -> tuple[float, float | None]:
+        total = paid = 0.0
+        tokens = rows = 0
+        known = False
+        for inputs, targets in held_out.batches():
+            count = self.calibration.weight(inputs, targets)
+            length = next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
+            _, measured, penalty = self._losses(self.trainee.module, inputs, targets, bool(count))
+            total, tokens = total + float(measured) * count, tokens + count
+            known = penalty is not None
+            paid, rows = paid + (float(penalty) * length if known else 0.0), rows + length
+        return total / max(1, tokens), paid / rows if known else None
+
+    def _judge(self, row: dict[str, Any]) -> None:
+        """Evaluate the state behind a step, and keep it where it is the best yet."""
+        found = self._evaluated()
+        if not math.isfinite(found.loss):
+            self._stop(f"a held-out loss of {found.loss:.4g}")
+            return
+        row |= {"held_out_loss": found.loss, "feasible": found.feasible}
+        row |= {} if found.penalty is None else {"held_out_penalty": found.penalty}
+        if self.objective.better(found, self.best):
+            self.best, self.kept = found, self._copied()
+
+    def _stop(self, met: str) -> None:
+        self.state = f"stopped: {met} at step {self.step}"
+        self.notes.append(
+            f"training stopped at step {self.step} of {self.settings.steps}, where it met {met} ({STOPPED}); "
+            f"what is kept is the state of step {self.best.step}"
+        )
+
+    def _clipped(self) -> float:
+        most = self.settings.gradient_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), most)
+        return float(self.processes.whole(norm))
+
+    def _optimizer(self, scales: Mapping[str, float]) -> torch.optim.AdamW:
+        """Weights decay, vectors do not."""
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in self.trained.items():
+            decay = self.settings.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((scales.get(name, 1.0), decay), []).append(parameter)
+        fused = all(value.device.type in ("cpu", "cuda") for value in self.trained.values())
+        return torch.optim.AdamW(
+            [{"params": those, "scale": scale, "weight_decay": decay} for (scale, decay), those in groups.items()],
+            lr=self.settings.rate,
+            fused=fused,
+        )
+
+    def _drop_unreached(self) -> None:
+        """What the loss does not depend on is not trained: DDP would wait for its gradient."""
+        micro = self.examples.step(0)[0]
+        self.before_step(self.trainee.module, 0, 0)
+        loss, _, penalty = self._losses(self.trainee.module, micro.inputs, micro.targets)
+        found = torch.autograd.grad(
+            self.objective.total(loss, penalty), list(self.trainee.trained.values()), allow_unused=True
+        )
+        left = [name for name, slope in zip(self.trainee.trained, found, strict=True) if slope is None]
+        for name in left:
+            self.trainee.trained[name].requires_grad_(False)
+            del self.trainee.trained[name]
+        if left:
+            self.notes.append(f"{len(left)} tensors stay as they are: the loss does not depend on {_named(left)}")
+
+    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """On the device of the graph; floating inputs in the dtype the model stores."""
+        like = next((p for p in self.trainee.original.parameters() if p.is_floating_point()), torch.zeros(()))
+
+        def fit(leaf: Tensor) -> Tensor:
+            return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
+
+        return pytree.tree_map_only(Tensor, fit, inputs)
+
+    def _autocast(self) -> Any:
+        if self.settings.precision != "bfloat16":
+            return nullcontext()
+        return torch.autocast(next(iter(self.trainee.trained.values())).device.type, torch.bfloat16)
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.trained.items()}
+
+    def _save(self) -> None:
+        """Every process takes part in putting the tensors together; the first one writes them."""
+        if not self.settings.checkpoint:
+            return
+        kinds = {"weight": {name: value.detach() for name, value in self.trained.items()}, "best": self.kept}
+        kinds |= {key: {name: self.optimizer.state[p][key] for name, p in self.trained.items()} for key in MOMENTS}
+        whole = {
+            f"{kind}.{name}": self.processes.whole(value).cpu()
+            for kind, values in kinds.items()
+            for name, value in values.items()
+        }
+        if self.rank or not is_finite(whole):
+            return
+        told = {"step": self.step, "start": self.start.document(), "best": self.best.document(), "history": self.history}
+        told |= {"objective": self.objective.state(), "seconds": self._seconds()}
+        write(self.settings.checkpoint, Checkpoint(whole, told), self.identity)
+
+    @torch.no_grad()
+    def _resume(self, found: Checkpoint) -> None:
+        weights, best = found.below("weight"), found.below("best")
+        moments = {key: found.below(key) for key in MOMENTS}
+        for name, parameter in self.trained.items():
+            parameter.copy_(self.processes.part(weights[name], parameter))
+            state = {key: self.processes.part(values[name], parameter) for key, values in moments.items()}
+            done = torch.tensor(float(found.told["step"]), device=parameter.device)
+            self.optimizer.state[parameter] = {"step": done, **state}
+        self.kept = {name: self.processes.part(best[name], parameter) for name, parameter in self.trained.items()}
+        self.start, self.best = Evaluated(**found.told["start"]), Evaluated(**found.told["best"])
+        self.history, self.step, self.spent = found.told["history"], found.told["step"], found.told["seconds"]
+        self.objective.load(found.told["objective"])
+
+    def _seconds(self) -> float:
+        return round(self.spent + time.monotonic() - self.since, 3)
+
+    def _how_to_go_on(self, what: str) -> str:
+        if self.settings.checkpoint:
+            return f"{what} was interrupted at step {self.step}; run the same again to go on from there"
+        return f"{what} was interrupted at step {self.step}, and no checkpoint was asked for: nothing is kept"
+
+
+def told(row: Mapping[str, Any], best: Evaluated) -> str:
+    """A row of the history in a line, for a progress bar."""
+    parts = [f"loss {row['loss']:.4f}"]
+    parts += [f"penalty {row['penalty']:.3%}"] if "penalty" in row else []
+    parts += [f"multiplier {row['multiplier']:.2f}"] if "multiplier" in row else []
+    parts.append(f"best {best.loss:.4f} at step {best.step}")
+    return " · ".join(parts)
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[:3]) + (" and others" if len(names) > 3 else "")
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

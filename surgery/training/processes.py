@@ -1,0 +1,128 @@
+"""Training in one process or in several, through torch's own engines: DDP, and FSDP2 on request.
+
+Each process goes through the same steps with its own rows; each ends with the same weights; the first one writes.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.fx import GraphModule
+from torch.nn import Module, Parameter
+
+from surgery.anatomy.graphs import attribute
+from surgery.diagnostics import SurgeryError
+
+
+def count() -> int:
+    """Processes that train together: those of torch's default group."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def place() -> int:
+    """This process's number; 0 writes."""
+    return distributed.get_rank() if count() > 1 else 0
+
+
+def join() -> None:
+    """Enter the group that `torchrun` started this process for, if it did. Uses NCCL where there is a GPU, else Gloo."""
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or not distributed.is_available() or distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+@dataclass(eq=False)
+class Processes:
+    """`called` is what a step calls; `trained` the parameters it changes, which FSDP has put other tensors for.
+    `apart` are those FSDP leaves whole, each with its own copy in every process."""
+
+    module: GraphModule
+    called: Callable[..., Any]
+    trained: dict[str, Parameter]
+    world: int = 1
+    apart: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def around(cls, module: GraphModule, trained: Mapping[str, Parameter], shard: str) -> "Processes":
+        """Raises SurgeryError (S814) for `shard=fsdp` in a process of its own."""
+        world = count()
+        if shard == "fsdp" and world == 1:
+            raise SurgeryError(
+                "shard=fsdp shares a model out among processes, and this is the only one",
+                code="S814",
+                help="start it with `torchrun --nproc-per-node=N -m surgery apply …`",
+            )
+        if world == 1:
+            return cls(module, module, dict(trained))
+        return cls._sharded(module, trained, world) if shard == "fsdp" else cls._copied(module, trained, world)
+
+    @classmethod
+    def _copied(cls, module: GraphModule, trained: Mapping[str, Parameter], world: int) -> "Processes":
+        """Weights are made equal here: DDP itself would write into tensors that are shared with the caller's model."""
+        for parameter in trained.values():
+            distributed.broadcast(parameter.data, 0)
+        wrapped = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, init_sync=False)
+        return cls(module, wrapped, dict(trained), world)
+
+    @classmethod
+    def _sharded(cls, module: GraphModule, trained: Mapping[str, Parameter], world: int) -> "Processes":
+        from torch.distributed.fsdp import fully_shard
+
+        for parameter in trained.values():
+            distributed.broadcast(parameter.data, 0)
+        scalars = {parameter for parameter in module.parameters() if not parameter.dim()}
+        fully_shard(module, ignored_params=scalars)
+        apart = tuple(name for name, parameter in trained.items() if parameter in scalars)
+        return cls(module, module, {name: attribute(module, name) for name in trained}, world, apart)
+
+    @contextmanager
+    def passing(self, *, last: bool) -> Iterator[None]:
+        """Around one forward and backward pass: gradients are put together in the last pass of a step."""
+        if isinstance(self.called, torch.nn.parallel.DistributedDataParallel):
+            with nullcontext() if last else self.called.no_sync():
+                yield
+            return
+        if self.world > 1:
+            self.module.set_requires_gradient_sync(last)
+        yield
+
+    def gather_gradients(self) -> None:
+        """The gradients of what FSDP leaves whole; it does all others, and DDP does all."""
+        for name in self.apart:
+            gradient = self.trained[name].grad
+            distributed.all_reduce(gradient)
+            gradient /= self.world
+
+    def mean(self, values: list[float]) -> list[float]:
+        """Each number's mean over all processes, the same in each."""
+        if self.world == 1:
+            return values
+        told = torch.tensor(values, dtype=torch.float64, device=self._device())
+        distributed.all_reduce(told)
+        return (told / self.world).tolist()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A tensor of a parameter's form (a weight, a moment), all of it, in every process."""
+        return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+    def part(self, tensor: Tensor, like: Parameter) -> Tensor:
+        """This process's part of a whole tensor, as `like` is held."""
+        if not hasattr(like, "device_mesh"):
+            return tensor.to(like.device)
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+    def _device(self) -> torch.device:
+        return next(iter(self.trained.values())).device
+
+
+def raw(module: Module) -> Module:
+    """What is inside of a DDP wrapper."""
+    return getattr(module, "module", module)
