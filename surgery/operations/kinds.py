@@ -10,7 +10,7 @@ from surgery.diagnostics import Span, SpecError, did_you_mean
 from surgery.language import Quantity, Reference, Selector, Text, Word
 from surgery.language.selector import selector_of
 from surgery.language.text import clauses_of
-from surgery.language.tree import Phrase, Piece
+from surgery.language.tree import List, Phrase, Piece
 
 
 AUTO = "auto"
@@ -148,6 +148,41 @@ def _fits(word: str, piece: Piece) -> bool:
     if word != "N":
         return str(piece) == word
     return isinstance(piece, Quantity) and isinstance(piece.number, int) and not piece.unit and piece.number > 0
+
+
+def words(*choices: str) -> Kind:
+    """Some of some words, each once: `[sink, window]`, or a single one. The value is a tuple."""
+
+    def read(given: Given) -> tuple[str, ...]:
+        pieces = opened(given)
+        if len(pieces) == 1 and isinstance(pieces[0], List):
+            pieces = pieces[0].items
+        found = [str(piece) for piece in pieces]
+        wrong = next((one for one in found if one not in choices), None)
+        if wrong is not None or not found:
+            reason = f"is not one of {', '.join(choices)}" if found else "names nothing"
+            raise _wrong(given, reason, did_you_mean(wrong or "", choices), wrong or "")
+        if len(set(found)) < len(found):
+            raise _wrong(given, "names one of them twice")
+        return tuple(found)
+
+    schema = {"type": ["array", "string"], "items": {"enum": list(choices)}}
+    usage = f"[{', '.join(choices)}]"
+    return Kind("some of " + ", ".join(choices), usage, read, lambda value: f"[{', '.join(value)}]", schema)
+
+
+def file_of(noun: str) -> Kind:
+    """A word that says what a file holds, and the file: `edges "edges.safetensors"`. The value is the file's path."""
+
+    def read(given: Given) -> str:
+        pieces = given.pieces
+        if len(pieces) == 1 and isinstance(pieces[0], Text):
+            pieces = pieces_of(pieces[0].value) or pieces
+        if len(pieces) == 2 and str(pieces[0]) == noun and isinstance(pieces[1], Text | Reference | Word):
+            return pieces[1].value if isinstance(pieces[1], Text) else str(pieces[1])
+        raise _wrong(given, f"names no {noun}", f'write `{noun} "FILE"`')
+
+    return Kind(f"a file of {noun}", f'{noun} "FILE"', read, lambda path: f"{noun} {Text(path)}")
 
 
 def whole(at_least: int | None = None, at_most: int | None = None) -> Kind:

@@ -12,6 +12,7 @@ from surgery import __version__
 from surgery.session.prepare import Prepared
 from surgery.session.rewrite import Choices
 from surgery.targets.choice import Choice
+from surgery.targets.learned import Learned
 
 FORMAT = "surgery.report/1"
 
@@ -65,17 +66,16 @@ def finite(document: Any) -> Any:
     return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
-def _action(document: dict[str, Any], choice: Choice | None) -> dict[str, Any]:
+def _action(document: dict[str, Any], choice: Choice | Learned | None) -> dict[str, Any]:
     if choice is None:
         return document
-    chosen = {"by": choice.chosen.by, "compensate": choice.chosen.compensate, "kept": choice.keep.tolist()}
-    told = {"choice": document["choice"] | chosen | {"error": choice.chosen.error}}
+    told = {"choice": document["choice"] | dict(choice.told)}
     return document | told | {"notes": [*document["notes"], *choice.notes]}
 
 
 def _criteria(choices: Choices) -> list[dict[str, Any]]:
     """Candidates of the first cut; other copies are chosen the same way and stand in their actions."""
-    first = next((choice for choice in choices if choice is not None), None)
+    first = next((choice for choice in choices if isinstance(choice, Choice)), None)
     return [candidate.document(first.chosen) for candidate in first.candidates] if first else []
 
 

@@ -19,7 +19,7 @@ from surgery.session.feeding import as_before
 from surgery.session.given import given_data
 from surgery.session.prepare import Prepared, pointing_at
 from surgery.session.requirements import CLOCKED, SIZES
-from surgery.session.rewrite import choose, rewrite
+from surgery.session.rewrite import choose, phase_of, rewrite
 from surgery.targets.context import Context, Progress
 from surgery.verify.measurement import BETTER, Measurement
 from surgery.verify.outputs import tensors_of
@@ -147,21 +147,26 @@ def quality_rows(evidence: Evidence, before: Measurement, after: Measurement) ->
 def control_rows(
     prepared: Prepared, evidence: Evidence, before: Measurement, context: Context
 ) -> list[dict[str, Any]]:
-    """Every control of every cut, measured like the model itself: all cuts of a clause are changed alike."""
+    """Every control of every operation, measured like the model itself: all its works are changed alike.
+
+    What comes behind in a later phase is left out of a control: it would make up for what the control shows.
+    """
     rows = []
-    for name, changes in prepared.works[0].controls() if prepared.works else ():
-        if changes == UNCOMPENSATED and not (context.calibration or prepared.schedule):
-            continue  # nothing was compensated: it is this very cut
-        measured = evidence.measure(_variant(prepared, changes, context), f"control: {name}")
-        metrics = dict(measured.metrics) | evidence.meter.compare(before, measured)
-        rows.append({"name": name, "metrics": metrics})
+    for kind in dict.fromkeys(map(type, prepared.works)):
+        first = next(work for work in prepared.works if type(work) is kind)
+        for name, changes in first.controls():
+            if changes == UNCOMPENSATED and not (context.calibration or prepared.schedule):
+                continue  # nothing was compensated: it is this very cut
+            measured = evidence.measure(_variant(prepared, first, changes, context), f"control: {name}")
+            metrics = dict(measured.metrics) | evidence.meter.compare(before, measured)
+            rows.append({"name": name, "metrics": metrics})
     return rows
 
 
-def _variant(prepared: Prepared, changes: dict[str, Any], context: Context) -> nn.Module:
-    """The cuts with other options; those of another operation than the first stay as they are."""
-    kind = type(prepared.works[0])
-    works = [replace(w, options=replace(w.options, **changes)) if type(w) is kind else w for w in prepared.works]
+def _variant(prepared: Prepared, first: Any, changes: dict[str, Any], context: Context) -> nn.Module:
+    """The works of one operation with other options; those of others as they are, as far as they do not come behind."""
+    kept = [work for work in prepared.works if type(work) is type(first) or phase_of(work) <= phase_of(first)]
+    works = [replace(w, options=replace(w.options, **changes)) if type(w) is type(first) else w for w in kept]
     changed = replace(prepared, works=tuple(works))
     choices = choose(changed, context)
     return as_before(changed, choices, rewrite(changed, choices, context))

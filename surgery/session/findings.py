@@ -8,6 +8,7 @@ from torch import Tensor
 from surgery.anatomy.graphs import attribute, weight_of
 from surgery.session.prepare import Prepared
 from surgery.session.rewrite import Choices
+from surgery.targets.choice import Choice
 from surgery.targets.conditional_grid import ConditionalGrid, conditional_grid
 from surgery.targets.tied import tied
 
@@ -29,7 +30,7 @@ def embeddings_findings(prepared: Prepared, choices: Choices) -> list[dict[str, 
             null_row=_null_row(prepared),
             activation=grid.features,
             first=_noisiest(prepared, grid),
-            kept=choice.keep if choice else None,
+            kept=choice.keep if isinstance(choice, Choice) else None,
             consumer_norms=_column_norms(grid),
         )
         found.append(finding | {"site": group.names[0]})

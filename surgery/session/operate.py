@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
 from surgery.session.requirements import judge, refuse_broken, refuse_unmeasurable
 from surgery.session.result import Result
-from surgery.session.rewrite import Choices, choose, context_of, reference, rewrite, settled
+from surgery.session.rewrite import Choices, choose, context_of, references, rewrite, settled
 from surgery.session.search import is_searched, search
+from surgery.targets.choice import Choice
 from surgery.targets.context import Context, Progress, silent
+from surgery.targets.learned import Learned
 
 
 def compile(
@@ -45,6 +48,7 @@ def compile(
     compiled: bool = True,
     after: Observer | None = None,
     progress: Progress = silent,
+    checkpoints: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Operate on a model as a spec says, and prove it.
 
@@ -55,6 +59,7 @@ def compile(
     controls        measure the controls beside it; `timing` latency and memory; `compiled` also under torch.compile
     after           called with each pass and the graph behind it
     progress        called with (stage, done, total); total 0 where it is not known
+    checkpoints     a folder in which training keeps its state, and goes on from what it finds there
 
     Raises SurgeryError for faults of spec, model or plan, UnprovenError where a proof or a `require` does not hold;
     its `report` then holds what was measured. The model given is left as it was.
@@ -62,7 +67,14 @@ def compile(
     with in_eval_mode(model):
         prepared = prepare(spec, model, example_inputs=example_inputs)
         return operate(
-            prepared, data=data, controls=controls, timing=timing, compiled=compiled, after=after, progress=progress
+            prepared,
+            data=data,
+            controls=controls,
+            timing=timing,
+            compiled=compiled,
+            after=after,
+            progress=progress,
+            checkpoints=checkpoints,
         )
 
 
@@ -103,6 +115,7 @@ def operate(
     compiled: bool = True,
     after: Observer | None = None,
     progress: Progress = silent,
+    checkpoints: str | os.PathLike[str] | None = None,
 ) -> Result:
     """The path from a Prepared on; see `compile`. A spec that only analyses changes nothing and measures size alone."""
     original, inputs, requires = prepared.model.module, prepared.model.example_inputs, prepared.program.requires
@@ -111,6 +124,7 @@ def operate(
     timing = timing and evidence is not None
     refuse_unmeasurable(requires, measurable(evidence, timing=timing), unmeasured(evidence, timing=timing))
     context = context_of(prepared, evidence.data if evidence else None, progress)
+    context = replace(context, checkpoints=Path(checkpoints) if checkpoints else None)
     found = search(prepared, evidence, context) if is_searched(prepared) else None
     progress("choosing what stays", 0, 0)
     prepared = found.chosen.prepared if found else prepared
@@ -122,7 +136,8 @@ def operate(
     sized = fed(prepared, choices, timed_inputs(prepared.model, evidence.data if evidence else None))
     report["size"] = size_rows(original, rewritten, sized)
     if evidence:
-        report["parity"] = parity(rewritten, reference(prepared, choices, context), inputs)
+        for what, ours, theirs in references(prepared, choices, rewritten, context):
+            report["parity"] += parity(ours, theirs, inputs, what)
         _measure(report, prepared, evidence, as_before(prepared, choices, rewritten), context if controls else None)
     if timing:
         uncut, task = prepared.anatomy.graph_module, evidence.data.task
@@ -161,5 +176,6 @@ def _measure(
 
 
 def _findings(prepared: Prepared, choices: Choices) -> list[dict[str, Any]]:
-    shared = any(choice is not None for choice in choices)
-    return embeddings_findings(prepared, choices) if prepared.analyses or shared else []
+    cut = any(isinstance(choice, Choice) for choice in choices)
+    found = embeddings_findings(prepared, choices) if prepared.analyses or cut else []
+    return found + [dict(one) for choice in choices if isinstance(choice, Learned) for one in choice.findings]

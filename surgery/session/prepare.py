@@ -132,11 +132,10 @@ def planned(operations: Iterable[Any], anatomy: Anatomy, model: str) -> tuple[tu
     works, matches = [], []
     for operation in operations:
         sites = _sites(operation, anatomy, model)
-        if sites is None:
-            continue
-        matches.append(_match(operation, sites))
+        if sites is not None:
+            matches.append(_match(operation, sites))
         if hasattr(operation, "plan"):
-            works += operation.plan(anatomy, sites)
+            works += operation.plan(anatomy, sites or ())
     return tuple(works), tuple(matches)
 
 

@@ -1,7 +1,8 @@
 """The cuts of a prepared spec, chosen and made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,14 +11,18 @@ from torch.fx import GraphModule
 from surgery.lowering import quicken
 from surgery.models import LoadedModel
 from surgery.models.data import Data
+from surgery.operations import Phase
 from surgery.passes.runner import Observer, run_passes
 from surgery.session.matching import asks_match, matched
 from surgery.session.prepare import Prepared
 from surgery.targets.calibration import BATCH, Calibration, any_length
 from surgery.targets.choice import Choice
 from surgery.targets.context import Context, Progress, silent
+from surgery.targets.learned import Learned
 
-Choices = tuple[Choice | None, ...]
+Choices = tuple[Choice | Learned | None, ...]
+BEHIND = Phase.SPARSIFY
+"""The first phase whose works are chosen on the graph that the cuts leave."""
 
 
 def context_of(prepared: Prepared, data: Data | None = None, progress: Progress = silent) -> Context:
@@ -26,15 +31,22 @@ def context_of(prepared: Prepared, data: Data | None = None, progress: Progress 
 
 
 def choose(prepared: Prepared, context: Context) -> Choices:
-    """What each cut keeps, and the weights that make up for the rest; None where nothing is to be chosen."""
+    """What each work keeps or learns, and the weights that make up for the rest; None where nothing is to be chosen.
+
+    Cuts are chosen on the graph as captured; what comes behind them (SPARSIFY, HEAL, ..) sees the graph they leave.
+    """
     context = context.begun(prepared.anatomy.graph_module)
-    choices: list[Choice | None] = [None] * len(prepared.works)
+    choices: list[Any] = [None] * len(prepared.works)
     for index in _in_order(prepared):
         choices[index] = prepared.works[index].choose(prepared.anatomy, context)
-    choices = tuple(choices)
-    if not asks_match(prepared):
-        return choices
-    return matched(prepared, choices, rewrite(prepared, choices, context), context.progress)
+    if asks_match(prepared):
+        made = tuple(choices)
+        choices = list(matched(prepared, made, rewrite(prepared, made, context, until=BEHIND), context.progress))
+    for index in _behind(prepared):
+        work = prepared.works[index]
+        seen = replace(context, rewritten=partial(_so_far, prepared, tuple(choices), context, index), passage=None)
+        choices[index] = work.choose(prepared.anatomy, seen)
+    return tuple(choices)
 
 
 def settled(prepared: Prepared, choices: Choices) -> Prepared:
@@ -50,24 +62,49 @@ def rewrite(
     context: Context | None = None,
     *,
     after: Observer | None = None,
+    until: Phase | None = None,
 ) -> GraphModule:
-    """The rewritten graph, unproven, quick in eager mode; choices are made where none are given."""
+    """The rewritten graph, unproven, quick in eager mode; choices are made where none are given. With `until`, what
+    works before that phase leave."""
     context = context or context_of(prepared)
-    return quicken(_run(prepared, choose(prepared, context) if choices is None else choices, context, "passes", after))
+    choices = choose(prepared, context) if choices is None else choices
+    cut = _cut(prepared, choices, context, "passes", after)
+    places = [index for index in _behind(prepared) if until is None or prepared.works[index].phase < until]
+    return quicken(_go_on(cut, prepared, choices, context, places, "passes", after))
 
 
-def reference(prepared: Prepared, choices: Choices, context: Context | None = None) -> GraphModule:
-    """The slow truth `rewrite` must equal: the same values at full size, masked."""
-    return _run(prepared, choices, context or context_of(prepared), "reference", None)
+def references(
+    prepared: Prepared, choices: Choices, rewritten: GraphModule, context: Context | None = None
+) -> Iterator[tuple[str, GraphModule, GraphModule]]:
+    """What is proven: (what is claimed, the rewritten graph, the slow truth that it must equal), made in another way.
+
+    The cuts against the same values at full size, masked; what comes behind them against masks written out.
+    """
+    context, behind = context or context_of(prepared), _behind(prepared)
+    if len(behind) < len(prepared.works):
+        cut = rewrite(prepared, choices, context, until=BEHIND) if behind else rewritten
+        yield "masked == compacted", cut, _cut(prepared, choices, context, "reference", None)
+    if behind:
+        cut = _cut(prepared, choices, context, "passes", None)
+        yield "masks written out == lowered", rewritten, _go_on(cut, prepared, choices, context, behind, "reference")
 
 
-def _run(
+def _so_far(prepared: Prepared, choices: Choices, context: Context, index: int) -> GraphModule:
+    """The graph that the work at `index` finds."""
+    behind = _behind(prepared)
+    cut = _cut(prepared, choices, context, "passes", None)
+    return _go_on(cut, prepared, choices, context, behind[: behind.index(index)], "passes")
+
+
+def _cut(
     prepared: Prepared, choices: Choices, context: Context, which: str, after: Observer | None
 ) -> GraphModule:
+    """The graph with its cuts made, all of which were planned on the graph as captured."""
     graph_module = prepared.anatomy.graph_module
     passes = [
         step
         for work, choice in zip(prepared.works, choices, strict=True)
+        if phase_of(work) < BEHIND
         for step in getattr(work, which)(graph_module, choice, context)
     ]
     # Every cut was planned on the whole graph: what takes nodes out of it comes last.
@@ -75,11 +112,39 @@ def _run(
     return run_passes(graph_module, passes, after=after)
 
 
+def _go_on(
+    graph_module: GraphModule,
+    prepared: Prepared,
+    choices: Choices,
+    context: Context,
+    places: list[int],
+    which: str,
+    after: Observer | None = None,
+) -> GraphModule:
+    """The graph with further works made one after the other, each on what the one before left."""
+    for index in places:
+        passes = getattr(prepared.works[index], which)(graph_module, choices[index], context)
+        graph_module = run_passes(graph_module, passes, after=after)
+    return graph_module
+
+
+def _behind(prepared: Prepared) -> list[int]:
+    """Works that come behind the cuts, by phase, in the spec's order within one."""
+    phases = [phase_of(work) for work in prepared.works]
+    return sorted((index for index, phase in enumerate(phases) if phase >= BEHIND), key=phases.__getitem__)
+
+
+def phase_of(work: Any) -> Phase:
+    """When a work is made; a work that does not say is a cut."""
+    return getattr(work, "phase", Phase.SHRINK)
+
+
 def _in_order(prepared: Prepared) -> list[int]:
     """Cuts that say what reads them in the graph's order, so that each sees what those before it left; the others first."""
     place = {node: index for index, node in enumerate(prepared.anatomy.graph_module.graph.nodes)}
     first = [place.get(getattr(work, "reader", None), -1) for work in prepared.works]
-    return sorted(range(len(first)), key=first.__getitem__)
+    cuts = [index for index, work in enumerate(prepared.works) if phase_of(work) < BEHIND]
+    return sorted(cuts, key=first.__getitem__)
 
 
 def _source(model: LoadedModel) -> Mapping[str, Any]:

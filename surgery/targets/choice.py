@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -32,3 +33,9 @@ class Choice:
     tensors: Mapping[str, tuple[Tensor, int | None]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unknown: int | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a report says of it."""
+        chosen = {"by": self.chosen.by, "compensate": self.chosen.compensate, "kept": self.keep.tolist()}
+        return chosen | {"error": self.chosen.error}

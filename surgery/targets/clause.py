@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from surgery.diagnostics import RefusalError
-from surgery.operations import sentence
+from surgery.operations import Phase, sentence
 
 SEARCHED = "auto: as much as the requirements let, found when the spec is applied"
 """The note of a share that is searched for."""
 
 
 class OfClause:
-    """A cut whose `options` are a `surgery.operations.prune.Prune`."""
+    """A work whose `options` are the operation that asked for it."""
 
     options: Any
+
+    @property
+    def phase(self) -> Phase:
+        return self.options.phase
 
     @property
     def clause(self) -> str:

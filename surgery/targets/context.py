@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch.fx import GraphModule
@@ -29,6 +30,8 @@ class Context:
     passage      the calibration data on its way through the network, for cuts that are chosen one after the other
     source       the model's config and tokenizer files, as in LoadedModel
     known        what was computed once, for all cuts
+    rewritten    for what comes behind the cuts: gives the graph as the works before it leave it, not yet quickened
+    checkpoints  a folder for what long training leaves on its way, to go on from; None: nothing is kept
     """
 
     schedule: Schedule | None = None
@@ -37,6 +40,8 @@ class Context:
     passage: Passage | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     known: dict[Any, Any] = field(default_factory=dict, repr=False)
+    rewritten: Callable[[], GraphModule] | None = None
+    checkpoints: Path | None = None
 
     def begun(self, graph_module: GraphModule) -> "Context":
         """The same with a passage at its beginning, where there is data to calibrate on."""

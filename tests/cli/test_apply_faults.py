@@ -280,11 +280,11 @@ def test_a_broken_proof(folder, capsys, monkeypatch):
     """Parity is judged for real: the reference is made of another model."""
     from surgery.session import operate
 
-    def wrong(prepared, choices, context):
+    def wrong(prepared, choices, rewritten, context):
         model = tiny_model.TinyDit()
-        return surgery.inspect(model, tiny_model.inputs(2)).graph_module
+        yield "masked == compacted", rewritten, surgery.inspect(model, tiny_model.inputs(2)).graph_module
 
-    monkeypatch.setattr(operate, "reference", wrong)
+    monkeypatch.setattr(operate, "references", wrong)
     (folder / "my.surgery").write_text(HALF)
     assert main(["apply", "my.surgery", *QUICK, "--out", "out", "--json"]) == 3
     printed = capsys.readouterr()
