@@ -3,20 +3,18 @@
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from surgery.diagnostics import SurgeryError
 from surgery.training.checkpoint import Checkpoint, is_finite, read, write
-from surgery.training.distillation import divergence
 from surgery.training.examples import Calibration, Examples, Micro
 from surgery.training.identity import identity_of
+from surgery.training.losses import Forward, Losses, penalized, plain
 from surgery.training.objective import Evaluated, Objective
 from surgery.training.processes import Processes, count, place
 from surgery.training.settings import Settings
@@ -24,26 +22,16 @@ from surgery.training.trained import FINISHED, Trained
 from surgery.training.trainee import Trainee
 from surgery.zoo.interrupt import deferred_interrupt
 
+__all__ = ["EVALUATION", "penalized", "plain", "train"]
+
 EVALUATION = -1
 """The number of a micro-batch in which nothing is learned."""
 STOPPED = "S811"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-Forward = Callable[[Callable[..., Any], dict[str, Any]], tuple[Any, Tensor | None]]
 BeforeStep = Callable[[GraphModule, int, int], None]
 Evaluate = Callable[[GraphModule, Calibration], tuple[float, float | None]]
 Progress = Callable[[str, int, int], None]
-
-
-def plain(module: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Any, None]:
-    """The forward pass of a graph that returns no penalty."""
-    return module(**inputs), None
-
-
-def penalized(module: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Any, Tensor]:
-    """The forward pass of a graph that returns (outputs, penalty)."""
-    outputs, penalty = module(**inputs)
-    return outputs, penalty
 
 
 def train(
@@ -84,9 +72,8 @@ def train(
         trainee=trainee,
         settings=settings,
         objective=objective,
-        teacher=teacher,
+        losses=Losses(trainee, calibration, settings, forward or plain, teacher),
         before_step=before_step or (lambda module, step, micro: None),
-        forward=forward or plain,
         evaluate=evaluate,
         identity=identity_of(graph_module, calibration, settings, objective) if settings.checkpoint else {},
         rank=rank,
@@ -106,9 +93,8 @@ class Run:
     calibration: Calibration
     settings: Settings
     objective: Objective
-    teacher: Callable[..., Any] | None
+    losses: Losses
     before_step: BeforeStep
-    forward: Forward
     evaluate: Evaluate | None
     identity: dict[str, Any]
     rank: int
@@ -124,12 +110,13 @@ class Run:
         self.examples = Examples(self.calibration, self.settings, self.rank, count())
         if self.examples.batch < self.settings.batch:
             self.notes.append(f"a step has {self.examples.batch} rows: the calibration data has no more to train on")
+        found = read(self.settings.checkpoint, self.identity) if self.settings.checkpoint else None
         self._drop_unreached()
         self.processes = Processes.around(self.trainee.module, self.trainee.trained, self.settings.shard)
+        self.processes.agree(found.told["step"] if found else 0)
         self.trained = self.processes.trained
         self.optimizer = self._optimizer(scales)
         self.since = time.monotonic()
-        found = read(self.settings.checkpoint, self.identity) if self.settings.checkpoint else None
         if found:
             self._resume(found)
         else:
@@ -189,31 +176,10 @@ class Run:
     def _pass(self, micro: Micro, number: int) -> tuple[Tensor, float, float | None]:
         """What is followed, the data's loss and the penalty of one micro-batch, each times its share of the step."""
         self.before_step(self.trainee.module, self.step, number)
-        loss, measured, penalty = self._losses(self.processes.called, micro.inputs, micro.targets, bool(micro.tokens))
+        loss, measured, penalty = self.losses(self.processes.called, micro.inputs, micro.targets, bool(micro.tokens))
         paid = None if penalty is None else penalty * micro.rows
         learned = self.objective.total(loss * micro.tokens, paid)
         return learned, float(measured.detach()) * micro.tokens, None if paid is None else float(paid.detach())
-
-    def _losses(
-        self, module: Callable[..., Any], inputs: dict[str, Any], targets: Tensor | None, counts: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The weighted loss, the one that is measured (the data's, where it has a weight), and the penalty."""
-        settings = self.settings
-        given = self._placed(inputs)
-        with self._autocast():
-            outputs, penalty = self.forward(module, given)
-            taught = self._taught(given) if settings.distill else None
-        if not counts:
-            nothing = sum(leaf.sum() for leaf in pytree.tree_leaves(outputs) if _is_floating(leaf)) * 0.0
-            return nothing, nothing, penalty
-        data = self.calibration.loss(outputs, given, targets) if settings.data else None
-        far = divergence(self.calibration.task, outputs, taught, given) if settings.distill else None
-        parts = [part * weight for part, weight in ((data, settings.data), (far, settings.distill)) if part is not None]
-        return sum(parts), far if data is None else data, penalty
-
-    @torch.no_grad()
-    def _taught(self, given: dict[str, Any]) -> Any:
-        return self.teacher(**given)
 
     @torch.no_grad()
     def _evaluated(self) -> Evaluated:
@@ -222,22 +188,9 @@ class Run:
         if self.evaluate:
             loss, penalty = self.evaluate(self.trainee.module, held_out)
         else:
-            loss, penalty = self._averaged(held_out)
+            loss, penalty = self.losses.averaged(self.trainee.module, held_out)
         loss, extra = self.processes.mean([loss, 0.0 if penalty is None else penalty])
         return Evaluated(self.step, loss, None if penalty is None else extra, self.objective.feasible(loss))
-
-    def _averaged(self, held_out: Calibration) -> tuple[float, float | None]:
-        total = paid = 0.0
-        tokens = rows = 0
-        known = False
-        for inputs, targets in held_out.batches():
-            count = self.calibration.weight(inputs, targets)
-            length = next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
-            _, measured, penalty = self._losses(self.trainee.module, inputs, targets, bool(count))
-            total, tokens = total + float(measured) * count, tokens + count
-            known = penalty is not None
-            paid, rows = paid + (float(penalty) * length if known else 0.0), rows + length
-        return total / max(1, tokens), paid / rows if known else None
 
     def _judge(self, row: dict[str, Any]) -> None:
         """Evaluate the state behind a step, and keep it where it is the best yet."""
@@ -279,7 +232,7 @@ class Run:
         """What the loss does not depend on is not trained: DDP would wait for its gradient."""
         micro = self.examples.step(0)[0]
         self.before_step(self.trainee.module, 0, 0)
-        loss, _, penalty = self._losses(self.trainee.module, micro.inputs, micro.targets)
+        loss, _, penalty = self.losses(self.trainee.module, micro.inputs, micro.targets)
         found = torch.autograd.grad(
             self.objective.total(loss, penalty), list(self.trainee.trained.values()), allow_unused=True
         )
@@ -289,20 +242,6 @@ class Run:
             del self.trainee.trained[name]
         if left:
             self.notes.append(f"{len(left)} tensors stay as they are: the loss does not depend on {_named(left)}")
-
-    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """On the device of the graph; floating inputs in the dtype the model stores."""
-        like = next((p for p in self.trainee.original.parameters() if p.is_floating_point()), torch.zeros(()))
-
-        def fit(leaf: Tensor) -> Tensor:
-            return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
-
-        return pytree.tree_map_only(Tensor, fit, inputs)
-
-    def _autocast(self) -> Any:
-        if self.settings.precision != "bfloat16":
-            return nullcontext()
-        return torch.autocast(next(iter(self.trainee.trained.values())).device.type, torch.bfloat16)
 
     def _copied(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.trained.items()}
@@ -318,8 +257,11 @@ class Run:
             for kind, values in kinds.items()
             for name, value in values.items()
         }
-        if self.rank or not is_finite(whole):
-            return
+        if not self.rank and is_finite(whole):
+            self._write(whole)
+        self.processes.agree(self.step)  # nobody reads what is not written yet
+
+    def _write(self, whole: Mapping[str, Tensor]) -> None:
         told = {"step": self.step, "start": self.start.document(), "best": self.best.document(), "history": self.history}
         told |= {"objective": self.objective.state(), "seconds": self._seconds()}
         write(self.settings.checkpoint, Checkpoint(whole, told), self.identity)
@@ -358,7 +300,3 @@ def told(row: Mapping[str, Any], best: Evaluated) -> str:
 
 def _named(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:3]) + (" and others" if len(names) > 3 else "")
-
-
-def _is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()

@@ -4,6 +4,7 @@ Each process goes through the same steps with its own rows; each ends with the s
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 from torch.fx import GraphModule
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 
 from surgery.anatomy.graphs import attribute
 from surgery.diagnostics import SurgeryError
@@ -67,7 +68,10 @@ class Processes:
         """Weights are made equal here: DDP itself would write into tensors that are shared with the caller's model."""
         for parameter in trained.values():
             distributed.broadcast(parameter.data, 0)
-        wrapped = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, init_sync=False)
+        with warnings.catch_warnings():
+            # Its successor syncs buffers once, and those of a process (its noise) are its own.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            wrapped = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, init_sync=False)
         return cls(module, wrapped, dict(trained), world)
 
     @classmethod
@@ -107,6 +111,16 @@ class Processes:
         distributed.all_reduce(told)
         return (told / self.world).tolist()
 
+    def agree(self, step: int) -> None:
+        """Wait for all. Raises SurgeryError (S812) in each process where they would not go on from the same step."""
+        mean, squared = self.mean([float(step), float(step) ** 2])
+        if squared - mean**2 > 0.1:
+            raise SurgeryError(
+                "the processes do not see the same checkpoint",
+                code="S812",
+                help="keep it in a folder that all of them read, on a file system they share",
+            )
+
     def whole(self, tensor: Tensor) -> Tensor:
         """A tensor of a parameter's form (a weight, a moment), all of it, in every process."""
         return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -121,8 +135,3 @@ class Processes:
 
     def _device(self) -> torch.device:
         return next(iter(self.trained.values())).device
-
-
-def raw(module: Module) -> Module:
-    """What is inside of a DDP wrapper."""
-    return getattr(module, "module", module)

@@ -1,6 +1,6 @@
 """Small graphs and real text to train them on."""
 
-import sys
+import argparse
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ BYTES = 128
 
 @cache
 def text() -> Tensor:
-    """The standard library's own words, as ASCII [n]."""
-    source = Path(sys.modules["argparse"].__file__ if "argparse" in sys.modules else __import__("argparse").__file__)
-    return torch.tensor([byte for byte in source.read_bytes() if byte < BYTES])
+    """A module of the standard library, as ASCII [n]."""
+    return torch.tensor([byte for byte in Path(argparse.__file__).read_bytes() if byte < BYTES])
 
 
 def rows(count: int, seed: int = 0) -> Tensor:
@@ -49,10 +48,10 @@ class Reader(nn.Module):
         return self.head(self.norm(x))
 
 
-def graph(model: nn.Module | None = None, dtype: torch.dtype = torch.float32) -> GraphModule:
+def graph(kind: type[nn.Module] | None = None, dtype: torch.dtype = torch.float32) -> GraphModule:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = (model or Reader()).to(dtype).eval()
+        model = (kind or Reader)().to(dtype).eval()
     return capture(model, {"input_ids": rows(2)})
 
 

@@ -167,7 +167,7 @@ class Gated(nn.Module):
 
 
 def test_a_constraint_is_respected_while_the_penalty_falls(data):
-    graph = taught.graph(Gated())
+    graph = taught.graph(Gated)
     start = train(graph, data, replace(SHORT, steps=1), Recovery(), forward=penalized).start
     objective = Constrained(target=start.loss)
     scales = {"gates": 30.0}

@@ -1,0 +1,72 @@
+"""One of several processes that train together; started by test_processes.py with torchrun's variables."""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import taught
+import torch
+from safetensors.torch import save_file
+from torch import distributed
+
+from surgery.training.engine import penalized, train
+from surgery.training.objective import Constrained, Recovery
+from surgery.training.processes import join
+from surgery.training.settings import Settings
+
+PLAN = {"steps": 6, "rate": 3e-3, "batch": 8, "evaluate_every": 3, "checkpoint_every": 3}
+CASES = {
+    "plain": {},
+    "parts": {"accumulate": 2},
+    "adapters": {"lora": 2},
+    "constrained": {},
+}
+
+
+class Gated(torch.nn.Module):
+    """A penalty, a scalar parameter, an output the loss does not read, and rows of different lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.gate = taught.Reader(), torch.nn.Parameter(torch.tensor(2.0))
+        self.unread = torch.nn.Linear(16, 3)
+
+    def forward(self, input_ids, attention_mask):
+        logits = self.inner(input_ids) * torch.sigmoid(self.gate)
+        return (logits, self.unread(self.inner.table(input_ids))), torch.sigmoid(self.gate) * attention_mask.sum(1).double().mean()
+
+
+@cache
+def given():
+    mask = (torch.arange(taught.LENGTH) < torch.arange(40)[:, None] % 20 + 4).long()
+    torch.manual_seed(0)
+    graph = taught.capture(Gated().double().eval(), {"input_ids": taught.rows(2), "attention_mask": mask[:2]})
+    return graph, taught.calibration(graph, 40, attention_mask=mask)
+
+
+def case(name, shard="none", checkpoint=None):
+    """Train one of CASES in this process's group."""
+    graph, data = given()
+    settings = Settings(**PLAN, **CASES[name], shard=shard, checkpoint=checkpoint)
+    objective = Constrained(target=4.0) if name == "constrained" else Recovery()
+    return train(graph, data, settings, objective, forward=penalized, whole=("gate",))
+
+
+def main(out: Path) -> None:
+    join()
+    for shard in ("none", "fsdp"):
+        for name in CASES:
+            trained = case(name, shard)
+            told = {key: torch.tensor([row[key] for row in trained.history]) for key in ("loss", "penalty")}
+            tensors = {**trained.weights, **told}
+            save_file({key: value.contiguous() for key, value in tensors.items()},
+                      out / f"{name}-{shard}-{distributed.get_rank()}.safetensors")  # fmt: skip
+        case("plain", shard, out / f"kept-{shard}")
+        again = case("plain", shard, out / f"kept-{shard}")
+        save_file({key: value.contiguous() for key, value in again.weights.items()},
+                  out / f"again-{shard}-{distributed.get_rank()}.safetensors")  # fmt: skip
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
