@@ -122,7 +122,7 @@ def search(document: dict) -> dict | None:
     from surgery.report import plots
 
     knee = "" if found["knee"] is None else f", the knee of the curve at {found['knee']:.0%}"
-    return _figure(plots.search(found), f"{len(found['trials'])} shares tried; {found['share']:.1%} taken{knee}.")
+    return figure(plots.search(found), f"{len(found['trials'])} shares tried; {found['share']:.1%} taken{knee}.")
 
 
 def embeddings(found: dict | None) -> dict | None:
@@ -133,17 +133,18 @@ def embeddings(found: dict | None) -> dict | None:
 
     return {
         "found": found,
-        "spectra": [_figure(plots.spectrum(found, name), caption) for name, caption in _spectrum_captions(found)],
+        "spectra": [figure(plots.spectrum(found, name), caption) for name, caption in _spectrum_captions(found)],
         "matrices": [
-            _figure(plots.similarity(found, name), caption, symbol=symbol)
+            figure(plots.similarity(found, name), caption, symbol=symbol)
             for name, symbol, caption in _matrix_captions(found)
         ],
-        "curves": [_figure(draw(found), caption) for draw, caption in _curve_captions(found, plots)],
+        "curves": [figure(draw(found), caption) for draw, caption in _curve_captions(found, plots)],
         "participation": _participation(found),
     }
 
 
-def _figure(svg: str, caption: str, **more: str) -> dict:
+def figure(svg: str, caption: str, **more: str) -> dict:
+    """A drawing with its caption, which is also what it is called for who cannot see it."""
     label = Markup('<svg role="img" aria-label="{}"').format(caption)
     return {"svg": Markup(svg.replace("<svg", label, 1)), "caption": caption, **more}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from surgery.report import charts, verdict, wording
+from surgery.report import charts, edge_charts, verdict, wording
 from surgery.report.alike import folded
 from surgery.report.document import finding, validate
 from surgery.report.highlight import highlight
@@ -42,6 +42,9 @@ def _view(document: dict) -> dict:
         "quality": [(row, verdict.judge(row)) for row in document["quality"]],
         "sizes": _sizes(document),
         "actions": [(action, charts.tensor_groups(action)) for action in folded(document["actions"])],
+        "attention": edge_charts.attention(document),
+        "trainings": edge_charts.training(document),
+        "inductions": edge_charts.induction(document),
         "samples": charts.samples(document),
         "search": charts.search(document),
         "controls": charts.controls(document),
@@ -63,10 +66,11 @@ def _title(name: str) -> str:
 
 
 def _tiles(document: dict) -> list[dict]:
-    """At most four numbers that say most: what it weighs, how good it is, how fast it became."""
-    tiles = []
+    """Few numbers that say most: what it weighs, how sparse it is, how good it is, how fast it became."""
+    sparse = edge_charts.tile(document)
+    tiles = [sparse] if sparse else []
     change = (document.get("size") or {}).get("parameters")
-    if change and change["before"] and change["after"] is not None:
+    if change and change["after"] is not None and (verdict.resized(change) or not sparse):
         note = f"{wording.count(change['before'])} → {wording.count(change['after'])}"
         text = wording.change(change["before"], change["after"])
         tiles.append({"value": text, "name": "parameters", "note": note, "level": "none"})

@@ -1,4 +1,4 @@
-"""Sample grids as PNG data URIs, written with zlib alone."""
+"""Pictures as PNG data URIs, written with zlib alone; grids of samples."""
 
 import base64
 import struct
@@ -35,13 +35,21 @@ def sample_grids(finding: dict) -> list[dict]:
 
 def png(pixels: numpy.ndarray) -> str:
     """RGBA pixels uint8 [H, W, 4] as a PNG data URI; the same pixels give the same bytes."""
-    height, width, _ = pixels.shape
+    return _data_uri(pixels, 6, [])
+
+
+def indexed(pixels: numpy.ndarray, palette: list[tuple[int, int, int, int]]) -> str:
+    """Pixels uint8 [H, W] that are places in a palette of up to 256 RGBA colours, as a PNG data URI: a byte per pixel."""
+    colours, alphas = bytes(part for colour in palette for part in colour[:3]), bytes(colour[3] for colour in palette)
+    return _data_uri(pixels, 3, [_chunk(b"PLTE", colours), _chunk(b"tRNS", alphas)])
+
+
+def _data_uri(pixels: numpy.ndarray, colours: int, between: list[bytes]) -> str:
+    height, width = pixels.shape[:2]
     lines = b"".join(b"\0" + row.tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    data = (
-        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines, 9)) + _chunk(b"IEND", b"")
-    )
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colours, 0, 0, 0))
+    chunks = [header, *between, _chunk(b"IDAT", zlib.compress(lines, 9)), _chunk(b"IEND", b"")]
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)).decode("ascii")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -1,41 +1,31 @@
-"""Figures of a report as SVG text: one style, colours that follow the page's theme, the same bytes every time."""
+"""Figures of a report about class embeddings and searches."""
 
-import io
 import math
-import re
-from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from surgery.report import wording
-
-INK, MUTED, LINE = "#1f2430", "#5b6472", "#d5d9e0"
-KEPT, REMOVED, THIRD = "#0067a5", "#b04506", "#007a5a"
-THEMED = {INK: "ink", MUTED: "muted", LINE: "line", KEPT: "kept", REMOVED: "removed", THIRD: "third"}
-"""Colours written as CSS variables, with the colour itself where no page defines them. Safe for colour-blind eyes."""
+from surgery.report.drawing import (
+    INK,
+    KEPT,
+    LINE,
+    MUTED,
+    REMOVED,
+    SQUARE,
+    STYLE,
+    WIDE,
+    curve_name,
+    cut_line,
+    figure_of,
+    log_labels,
+    percent,
+    svg,
+)
 
 DIVERGING = LinearSegmentedColormap.from_list("surgery", ["#a84300", "#f0a877", "#f4f4f2", "#7fb3d8", "#00518a"])
-STYLE = {
-    "font.size": 10,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "lines.linewidth": 1.8,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "surgery",
-    "path.simplify": False,
-}
-WIDE, SQUARE = (5.0, 3.0), (3.3, 3.3)
 MARKED = 200
 PREDICTED = "predicted from ‖t‖ and ‖y‖ (dashed)"
 
@@ -47,7 +37,7 @@ def spectrum(finding: dict, name: str = "magnitude") -> str:
     floor = max(max(data["values"]) * 1e-6, 1e-30)
     points = [(rank, max(value, floor)) for rank, value in enumerate(data["values"], 1)]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(WIDE)
+        figure, axes = figure_of(WIDE)
         axes.set_yscale("log")
         kept = data.get("kept") or [True] * len(points)
         for flag, colour, marker, word in ((True, KEPT, "o", "kept"), (False, REMOVED, "x", "removed")):
@@ -62,18 +52,18 @@ def spectrum(finding: dict, name: str = "magnitude") -> str:
         removed = kept.count(False)
         axes.set_ylim(bottom=0.7 * points[-1][1])
         if removed:
-            _cut_line(axes, len(points) - removed + 0.5, f"the {removed} smallest →", height=0.7)
-        _log_labels(axes.yaxis)
+            cut_line(axes, len(points) - removed + 0.5, f"the {removed} smallest →", height=0.7)
+        log_labels(axes.yaxis)
         axes.set_xlabel(f"coordinate of {len(points)}, largest first")
         axes.set_ylabel(f"mean {symbol}")
-        return _svg(figure, f"spectrum-{name}")
+        return svg(figure, f"spectrum-{name}")
 
 
 def similarity(finding: dict, name: str) -> str:
     """Cosine matrix of "c", "y" or "centred", on one scale from −1 to 1, with its values where they fit."""
     matrix, labels = finding["similarity"]["matrices"][name], finding["similarity"]["shown"]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(SQUARE)
+        figure, axes = figure_of(SQUARE)
         axes.imshow(matrix, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="none")
         axes.spines[:].set_visible(False)
         ticks = _few(len(labels))
@@ -83,14 +73,14 @@ def similarity(finding: dict, name: str) -> str:
         axes.set_xlabel("class")
         if len(labels) <= 12:
             _cell_values(axes, matrix)
-        return _svg(figure, f"similarity-{name}")
+        return svg(figure, f"similarity-{name}")
 
 
 def sweep(finding: dict) -> str:
     """Mean class cosine along the timesteps: measured, predicted from ‖t‖/‖y‖, and that of y alone."""
     data = finding["sweep"]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(WIDE)
+        figure, axes = figure_of(WIDE)
         steps = data["timesteps"]
         axes.plot(steps, data["cosine"], color=KEPT)
         axes.plot(steps, data["predicted"], color=REMOVED, linestyle=(0, (2, 2)), linewidth=2.4)
@@ -108,21 +98,21 @@ def sweep(finding: dict) -> str:
             axes.invert_xaxis()
         axes.set_xlabel("timestep, in sampling order")
         axes.set_ylabel("mean cosine between classes")
-        return _svg(figure, "sweep")
+        return svg(figure, "sweep")
 
 
 def tail(finding: dict) -> str:
     """s_tail(τ): the share of coordinates below τ, beside a Gaussian vector of the same rms, the cut drawn in."""
     data = finding["tail"]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(WIDE)
+        figure, axes = figure_of(WIDE)
         axes.set_xscale("log")
         gaussian = [math.erf(x / (data["rms"] * 2**0.5)) for x in data["thresholds"]] if data["rms"] else []
         if gaussian:
             axes.plot(data["thresholds"], gaussian, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.2)
-            _curve_name(axes, data["thresholds"], gaussian, 0.5, "Gaussian of\nthe same rms", MUTED, above=False)
+            curve_name(axes, data["thresholds"], gaussian, 0.5, "Gaussian of\nthe same rms", MUTED, above=False)
         axes.plot(data["thresholds"], data["tail"], color=KEPT)
-        _curve_name(axes, data["thresholds"], data["tail"], 0.42, "s_tail(τ)", KEPT, above=True)
+        curve_name(axes, data["thresholds"], data["tail"], 0.42, "s_tail(τ)", KEPT, above=True)
         cut = finding.get("cut")
         if cut and cut["removed"] and cut["threshold"]:
             axes.plot([data["thresholds"][0], cut["threshold"]], [cut["share"]] * 2, color=REMOVED, linewidth=1)
@@ -130,11 +120,11 @@ def tail(finding: dict) -> str:
             note = f"{100 * cut['share']:.0f} % lie below τ = {cut['threshold']:.3g}"
             axes.text(data["thresholds"][0], cut["share"] + 0.02, note, color=REMOVED, va="bottom")
         axes.set_ylim(0, 1.02)
-        _percent(axes.yaxis)
-        _log_labels(axes.xaxis)
+        percent(axes.yaxis)
+        log_labels(axes.xaxis)
         axes.set_xlabel("threshold τ on |c|")
         axes.set_ylabel("coordinates below τ")
-        return _svg(figure, "tail")
+        return svg(figure, "tail")
 
 
 def class_variance(finding: dict) -> str:
@@ -142,7 +132,7 @@ def class_variance(finding: dict) -> str:
     data = finding["class_variance"]
     width = len(data["cumulative"])
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(WIDE)
+        figure, axes = figure_of(WIDE)
         share = [0.0, *(i / width for i in range(1, width + 1))]
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1.2)
         axes.text(0.6, 0.55, "if all varied alike", color=MUTED, va="top")
@@ -151,13 +141,13 @@ def class_variance(finding: dict) -> str:
             axes.plot([top["coordinates"] / width], [top["variance"]], "o", color=KEPT, markersize=5)
             note = f"top {100 * top['share']:.0f} % hold {100 * top['variance']:.0f} %"
             axes.text(0.98, 0.28 - 0.09 * line, note, color=KEPT, ha="right", va="top", transform=axes.transAxes)
-        _percent(axes.xaxis)
-        _percent(axes.yaxis)
+        percent(axes.xaxis)
+        percent(axes.yaxis)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("coordinates, most varying first")
         axes.set_ylabel("variance over classes")
-        return _svg(figure, "class-variance")
+        return svg(figure, "class-variance")
 
 
 def directions(finding: dict) -> str:
@@ -168,7 +158,7 @@ def directions(finding: dict) -> str:
     cut = finding.get("cut")
     stop = min(len(missed), max(last + 1, cut["kept"] + 4 if cut else 0))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(WIDE)
+        figure, axes = figure_of(WIDE)
         axes.set_yscale("log")
         axes.plot(range(1, stop + 1), missed[:stop], color=KEPT)
         for count, share in {data["for_99"]: 99, data["for_998"]: 99.8}.items():
@@ -177,11 +167,11 @@ def directions(finding: dict) -> str:
             axes.annotate(note, (count, missed[count - 1]), (7, 2), textcoords="offset points", color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if cut and cut["removed"]:
-            _cut_line(axes, cut["kept"], f"{cut['kept']} coordinates kept", left=cut["kept"] > stop / 2)
-        _log_labels(axes.yaxis, percent=True)
+            cut_line(axes, cut["kept"], f"{cut['kept']} coordinates kept", left=cut["kept"] > stop / 2)
+        log_labels(axes.yaxis, percent=True)
         axes.set_xlabel(f"principal directions of {finding['width']}")
         axes.set_ylabel("variance of SiLU(c) missed")
-        return _svg(figure, "directions")
+        return svg(figure, "directions")
 
 
 def search(found: dict) -> str:
@@ -189,53 +179,21 @@ def search(found: dict) -> str:
     trials = [trial for trial in found["trials"] if found["metric"] in trial["metrics"]]
     points = [(trial["share"], trial["metrics"][found["metric"]]) for trial in trials]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(WIDE)
+        figure, axes = figure_of(WIDE)
         axes.plot(*zip(*points, strict=True), color=LINE, zorder=1)
         for flag, colour, marker in ((True, KEPT, "o"), (False, REMOVED, "x")):
             chosen = [point for point, trial in zip(points, trials, strict=True) if trial["holds"] is flag]
             if chosen:
                 axes.scatter(*zip(*chosen, strict=True), s=28, c=colour, marker=marker, zorder=2)
-        _cut_line(axes, found["share"], "taken")
+        cut_line(axes, found["share"], "taken")
         if found["knee"] is not None and found["knee"] != found["share"]:
-            _cut_line(axes, found["knee"], "knee", left=found["knee"] < found["share"], height=0.1)
+            cut_line(axes, found["knee"], "knee", left=found["knee"] < found["share"], height=0.1)
         axes.text(0.02, 0.96, "● holds", color=KEPT, ha="left", va="top", transform=axes.transAxes)
         axes.text(0.02, 0.87, "× does not", color=REMOVED, ha="left", va="top", transform=axes.transAxes)
-        _percent(axes.xaxis)
+        percent(axes.xaxis)
         axes.set_xlabel("share cut")
         axes.set_ylabel(found["metric"])
-        return _svg(figure, "search")
-
-
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element that scales with its place; ids carry `name`, so that figures share a page."""
-    buffer = io.StringIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'id="(?:figure|axes|patch|text|line2d|matplotlib\.\w+|xtick|ytick|PathCollection)_\w+"', "", text)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"|( height="[\d.]+pt")|( width="[\d.]+pt")', "", text, count=2)
-    for colour, variable in THEMED.items():
-        text = text.replace(colour, f"var(--{variable}, {colour})")
-    return text.strip()
-
-
-def _log_labels(axis, *, percent: bool = False) -> None:
-    axis.set_major_locator(LogLocator(numticks=7))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %" if percent else f"{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _percent(axis) -> None:
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        return svg(figure, "search")
 
 
 def _points(axes: Axes, points: list, colour: str, marker: str, count: int) -> None:
@@ -245,26 +203,6 @@ def _points(axes: Axes, points: list, colour: str, marker: str, count: int) -> N
         axes.scatter(ranks, values, s=16, c=colour, marker=marker, linewidths=1.0)
     else:
         axes.vlines(ranks, 0, values, colors=colour, linewidths=310 / count)
-
-
-def _cut_line(axes: Axes, at: float, note: str, *, left: bool = False, height: float = 0.0) -> None:
-    axes.axvline(at, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
-    offset = (-4 if left else 4, 4)
-    axes.annotate(
-        note,
-        (at, height),
-        offset,
-        xycoords=axes.get_xaxis_transform(),
-        textcoords="offset points",
-        color=MUTED,
-        ha="right" if left else "left",
-    )
-
-
-def _curve_name(axes: Axes, x: Sequence, y: Sequence, height: float, name: str, colour: str, *, above: bool) -> None:
-    index = next((i for i, value in enumerate(y) if value >= height), len(y) - 1)
-    offset, side = ((-6, 0), "right") if above else ((8, -4), "left")
-    axes.annotate(name, (x[index], y[index]), offset, textcoords="offset points", color=colour, ha=side)
 
 
 def _few(count: int) -> list[int]:

@@ -7,7 +7,10 @@ from surgery.report import verdict, wording
 from surgery.report.alike import folded, folded_names
 from surgery.report.document import finding
 from surgery.report.sheet import Sheet
+from surgery.report.terminal_edges import edges_section, induction_section, training_section
 
+SECTIONS = {"edges": edges_section, "training": training_section, "induction": induction_section}
+"""What prints a finding, by its kind; class embeddings come last, where findings of other kinds have been told."""
 LEVELS = {"good": "green", "fair": "yellow", "poor": "bold red", "none": ""}
 
 
@@ -16,6 +19,8 @@ def render(document: dict, console: Console) -> None:
     sheet = Sheet(console)
     _header(sheet, document)
     _actions(sheet, document)
+    for found in document.get("findings", ()):
+        SECTIONS.get(found["kind"], lambda sheet, found: None)(sheet, found)
     _search(sheet, document.get("search"))
     _quality(sheet, document)
     _controls(sheet, document)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from surgery.report import wording
+from surgery.report import edges, wording
 from surgery.report.document import finding
 
 SAME, WORSE = 1.02, 1.10
@@ -73,11 +73,16 @@ def cut_alone(document: dict) -> list[str]:
     ]
 
 
+def resized(change: dict) -> bool:
+    """Whether a size changed enough to be told as a share: a few biases of gates are no change of a model's size."""
+    return bool(change["before"]) and wording.change(change["before"], change["after"]) not in ("–", wording.NO_CHANGE)
+
+
 def headline(document: dict) -> str:
     """The result in one line."""
     if not any(document.get(key) for key in ("actions", "quality", "requirements")):
         return _embedding_fact(finding(document, "embeddings"))
-    facts = [*_size_fact(document), *_quality_facts(document), *_speed_fact(document), _proof_fact(document)]
+    facts = [*_size_fact(document), *_edges_fact(document), *_quality_facts(document), *_speed_fact(document), _proof_fact(document)]
     return " · ".join(fact for fact in facts if fact)
 
 
@@ -136,9 +141,14 @@ def _reason(document: dict, row: dict, gain: float) -> str:
 
 def _size_fact(document: dict) -> list[str]:
     change = (document.get("size") or {}).get("parameters")
-    if not change or not change["before"] or change["before"] == change["after"]:
+    if not change or not resized(change):
         return []
     return [f"{wording.change(change['before'], change['after'])} parameters"]
+
+
+def _edges_fact(document: dict) -> list[str]:
+    off = edges.share_off(document)
+    return [] if off is None else [f"{wording.off(off)} of attention edges off"]
 
 
 def _quality_facts(document: dict) -> list[str]:

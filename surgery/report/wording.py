@@ -3,6 +3,7 @@
 from math import isfinite
 
 PERCENT_METRICS = ("accuracy",)
+NO_CHANGE = "0 %"
 PHASES = {"prefill": "prefill of", "decode": "one token behind"}
 
 
@@ -74,8 +75,34 @@ def change(before: float | None, after: float | None) -> str:
         return "–"
     share = 100 * (after - before) / before
     if abs(share) < 0.05:
-        return "0 %"
+        return NO_CHANGE
     return f"{'−' if share < 0 else '+'}{abs(share):.1f} %"
+
+
+def kept(share: float) -> str:
+    """A share that may be tiny, two significant digits of it: 0.00413 → "0.41 %", 0 → "0 %"."""
+    text = f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.3g}"
+    return f"{float(text):g} %" if abs(share) >= 1e-6 or share == 0 else f"{100 * share:.1e} %"
+
+
+def off(share: float) -> str:
+    """A share that may be close to one, as exact as what is left of it: 0.99587 → "99.59 %", 0.9 → "90 %"."""
+    left = 100 * (1 - share)
+    digits = 1 if left >= 1 else 2 if left >= 0.1 else 3 if left >= 0.01 else 4
+    text = f"{100 * share:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.')} %"
+
+
+def numbers(values: list[int]) -> str:
+    """[4, 5, 6, 9] → "4..6, 9"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    told = [f"{run[0]}..{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ", ".join(told)
 
 
 def signed(value: float, digits: int = 3) -> str:
