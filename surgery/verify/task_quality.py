@@ -1,13 +1,15 @@
 """Language models, encoders and classifiers by the measure of their own task.
 
 task            measured                       beside the original
-causal-lm       loss, perplexity               logit kl, agreement
+causal-lm       loss, perplexity (accuracy)    logit kl, agreement
 masked-lm       loss, perplexity               logit kl, agreement
 seq2seq-lm      loss, perplexity               logit kl, agreement
 classification  loss, accuracy (with labels)   logit kl, agreement
 embedding                                      embedding cosine
 
 loss              mean cross-entropy in nats over scored tokens (or rows); perplexity is its exponential
+accuracy          share of rows whose most likely class is the label; of a language, where the data says what is right,
+                  share of scored tokens whose most likely token is one of those that are right
 logit kl          mean over real tokens (or rows) of KL(original || module), in nats
 agreement         share of real tokens (or rows) whose most likely class is the original's
 embedding cosine  mean over rows of the cosine between the original's and the module's mean over real tokens
@@ -46,8 +48,7 @@ class TaskQuality:
     def metrics(self) -> tuple[str, ...]:
         if self.data.task == "embedding":
             return ("embedding cosine",)
-        own = () if self.data.targets is None else ("loss", self._second)
-        return (*own, "logit kl", "agreement")
+        return (*self._told, "logit kl", "agreement")
 
     @property
     def description(self) -> str:
@@ -70,16 +71,18 @@ class TaskQuality:
         return dict(after.paired)
 
     @property
-    def _second(self) -> str:
-        return "perplexity" if self.data.task in LANGUAGE else "accuracy"
+    def _told(self) -> tuple[str, ...]:
+        """What is told of a module alone."""
+        if self.data.targets is None:
+            return ()
+        if self.data.task not in LANGUAGE:
+            return ("loss", "accuracy")
+        return ("loss", "perplexity") if self.data.right is None else ("loss", "perplexity", "accuracy")
 
     def _own(self, sums: Sums) -> dict[str, float]:
-        if self.data.targets is None:
-            return {}
-        loss = sums["loss"] / sums["scored"] if sums["scored"] else math.nan
-        if self._second == "accuracy":
-            return {"loss": loss, "accuracy": sums["right"] / sums["scored"]}
-        return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+        loss, right = (sums[name] / sums["scored"] if sums["scored"] else math.nan for name in ("loss", "right"))
+        found = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "accuracy": right}
+        return {name: found[name] for name in self._told}
 
     def _batch(self, rows: slice, ours: Tensor, theirs: Tensor | None) -> Sums:
         real = self._real(rows, ours)
@@ -90,8 +93,20 @@ class TaskQuality:
             mask = None if real is None else real[row]
             sums.update(_compared(ours[row], None if theirs is None else theirs[row], mask))
             if self.data.targets is not None:
-                sums.update(_scored(ours[row], self.data.targets[rows.start + row]))
+                sums.update(self._scored(ours[row], rows.start + row))
         return sums
+
+    def _scored(self, logits: Tensor, row: int) -> Sums:
+        """Of one row's logits [T, C] or [C], against the row's targets."""
+        logits, targets = _flat(logits), self.data.targets[row].to(logits.device).reshape(-1)
+        loss = F.cross_entropy(logits, targets, ignore_index=UNSCORED, reduction="none").double().sum()
+        there, likely = targets != UNSCORED, logits.argmax(-1)
+        if self.data.right is None:
+            right = likely == targets
+        else:
+            first, last = self.data.right[row].to(logits.device).unbind(-1)
+            right = (first <= likely) & (likely <= last)
+        return Counter({"loss": float(loss), "scored": int(there.sum()), "right": int((right & there).sum())})
 
     def _real(self, rows: slice, output: Tensor) -> Tensor | None:
         """Which positions of the output [N, T, ..] are no padding, by the attention mask of the side it belongs to."""
@@ -132,14 +147,6 @@ def _compared(ours: Tensor, theirs: Tensor | None, real: Tensor | None) -> Sums:
     kl = (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1).clamp_min(0).double()
     agree = ours.argmax(-1) == theirs.argmax(-1)
     return Counter({"logit kl": float(kl.sum()), "agreement": int(agree.sum()), "rows": len(kl)})
-
-
-def _scored(logits: Tensor, targets: Tensor) -> Sums:
-    logits, targets = _flat(logits), targets.to(logits.device).reshape(-1)
-    loss = F.cross_entropy(logits, targets, ignore_index=UNSCORED, reduction="none").double().sum()
-    there = targets != UNSCORED
-    right = (logits.argmax(-1) == targets) & there
-    return Counter({"loss": float(loss), "scored": int(there.sum()), "right": int(right.sum())})
 
 
 def _flat(logits: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The recipe of the fixed classifier that reads generated digits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -39,12 +40,19 @@ class Classifier:
     summary: str
     training: Training
     noise: float = 0.1
+    default_data: str = "digits"
 
     def build(self) -> nn.Module:
         return DigitReader()
 
     def diffusion(self) -> None:
         return None
+
+    def source(self) -> dict[str, Any]:
+        return {}
+
+    def training_data(self) -> digits.Images:
+        return digits.split(held_out=False)
 
     def loss(self, network: nn.Module, data: digits.Images, chance: Generator) -> Tensor:
         """Cross entropy with label smoothing."""

@@ -1,6 +1,7 @@
 """The recipe of a class-conditional diffusion transformer on the digits."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,6 +26,7 @@ class Denoiser:
     network: dict[str, int | float] = field(default_factory=dict)
     betas: tuple[float, float, int] = (1e-3, 0.2, 100)
     label_dropout: float = 0.1
+    default_data: str = "digits"
 
     def build(self) -> nn.Module:
         from surgery.zoo.dit import DiT
@@ -41,6 +43,12 @@ class Denoiser:
             time_scale=self.time_scale,
             clip=1.0,
         )
+
+    def source(self) -> dict[str, Any]:
+        return {}
+
+    def training_data(self) -> digits.Images:
+        return digits.split(held_out=False)
 
     def loss(self, network: nn.Module, data: digits.Images, chance: Generator) -> Tensor:
         """Mean squared error of the predicted noise."""

@@ -1,13 +1,12 @@
 """What every zoo model is made of: how it is built, what it learns from, and for how long."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
 from surgery.models.diffusion import Diffusion
-from surgery.zoo.digits import Images
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,20 @@ class Training:
 
 
 class Recipe(Protocol):
-    """A zoo model."""
+    """A zoo model. `default_data` is what it is measured on where a spec names nothing."""
 
     name: str
     summary: str
     training: Training
+    default_data: str
 
     def build(self) -> nn.Module:
         """The untrained network."""
 
-    def loss(self, network: nn.Module, data: Images, chance: Generator) -> Tensor:
+    def training_data(self) -> Any:
+        """What `loss` draws its batches from."""
+
+    def loss(self, network: nn.Module, data: Any, chance: Generator) -> Tensor:
         """The loss of one random batch."""
 
     def example_inputs(self, batch: int = 2) -> dict[str, Tensor]:
@@ -58,3 +61,6 @@ class Recipe(Protocol):
 
     def diffusion(self) -> Diffusion | None:
         """How the network is sampled from, if it is a diffusion model."""
+
+    def source(self) -> dict[str, Any]:
+        """As `LoadedModel.source`: what reading text needs; empty for a model of images."""

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surgery.diagnostics import SurgeryError
 from surgery.models.checkpoint import fit
-from surgery.zoo import digits
 from surgery.zoo.interrupt import deferred_interrupt
 from surgery.zoo.recipe import Recipe
 from surgery.zoo.store import load_state, save_state, save_weights
@@ -62,7 +62,7 @@ class Trainee:
                 tensors[f"optimizer.{key}.{name}"] = value
         return tensors | {"step": torch.tensor(self.step)}
 
-    def advance(self, data: digits.Images) -> float:
+    def advance(self, data: Any) -> float:
         """One step; returns its loss. Errors: S801 for a loss or gradient that is not finite, before anything changes."""
         plan = self.recipe.training
         loss = self.recipe.loss(self.network, data, plan.chance(self.step))
@@ -103,7 +103,7 @@ def train(
     """
     state = state_file(out)
     trainee = Trainee.resumed(recipe, load_state(state)) if resume else Trainee.fresh(recipe)
-    data = digits.split(held_out=False)
+    data = recipe.training_data()
     trainee.network.train()
     with deferred_interrupt() as interrupted:
         try:

@@ -26,6 +26,7 @@ class Data:
              None
     targets  int64, the right class per row [N] or per output position [N, T], -100 where none counts: the next token,
              the token behind a mask, the label
+    right    [N, T, 2] int64, of language whose accuracy is told: the first and the last token that are right there
     calibration  keyword tensors [K, ..] to calibrate on, none of whose rows is among `inputs`, which are held out and
              what quality is measured on; `calibration_targets` are theirs. None: nothing to calibrate on
     """
@@ -40,5 +41,6 @@ class Data:
     judge: Judge | None = None
     task: str | None = None
     targets: Tensor | None = None
+    right: Tensor | None = None
     calibration: Mapping[str, Tensor] | None = None
     calibration_targets: Tensor | None = None

@@ -18,5 +18,11 @@ def load(location: str, *, weights: bool = True) -> LoadedModel:
         fit(module, read_tensors(path), f"zoo:{location}")
         files[path.name] = fingerprint(path)
     return LoadedModel(
-        f"zoo:{location}", module, recipe.example_inputs(), recipe.diffusion(), files, default_data="digits"
+        f"zoo:{location}",
+        module,
+        recipe.example_inputs(),
+        recipe.diffusion(),
+        files,
+        default_data=recipe.default_data,
+        source=recipe.source(),
     )
