@@ -44,3 +44,8 @@ def weight_of(task: str | None, inputs: Mapping[str, Any], targets: Tensor | Non
     if real is not None:
         return int((real != 0).sum())
     return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
+
+
+def has_loss(task: str | None, targets: Tensor | None) -> bool:
+    """Whether the loss says how well a model does, so that it is worth following down: a mean squared output does not."""
+    return targets is not None or task == "causal-lm"
