@@ -87,9 +87,9 @@ def _tiles(document: dict) -> list[dict]:
 def _quality_tile(row: dict) -> dict:
     found, name = verdict.judge(row), row["metric"]
     before, after = (wording.metric(name, row[side]) for side in ("before", "after"))
-    percent = name in wording.PERCENT_METRICS
-    value = after if percent else wording.times(found.ratio)
-    note = f"from {before}" if percent else f"{before} → {after}"
+    absolute = name in wording.PERCENT_METRICS or verdict.small_loss(row)
+    value = after if absolute else wording.times(found.ratio)
+    note = f"from {before}" if absolute else f"{before} → {after}"
     return {"value": value, "name": _title(name), "note": f"{note}, {found.word}", "level": found.level}
 
 

@@ -1,6 +1,7 @@
 """What the numbers of a document mean: the one place that judges, for the terminal and for the page."""
 
 from dataclasses import dataclass
+from math import exp
 
 from surgery.report import edges, wording
 from surgery.report.document import finding
@@ -9,6 +10,7 @@ SAME, WORSE = 1.02, 1.10
 SAME_POINTS, WORSE_POINTS = 0.01, 0.03
 JUDGEMENT = "up to 1.02× or one point of accuracy counts as the same, up to 1.10× or three points as slightly worse"
 """How a change for the worse is called, in the words of the page."""
+SMALL_LOSS = 0.1
 LEADING = ("accuracy", "frechet")
 FASTER, SLOWER = 1.05, 0.95
 EDGE = 1e-9
@@ -34,10 +36,16 @@ def judge(row: dict) -> Verdict:
         return Verdict("good", "within spread", ratio)
     if row["metric"] in wording.PERCENT_METRICS:
         return Verdict(*_grade(before - after, SAME_POINTS, WORSE_POINTS, -SAME_POINTS), ratio)
-    cost = _cost(before, after, row.get("better", "lower"))
+    cost = exp(min(after - before, 1.0)) if small_loss(row) else _cost(before, after, row.get("better", "lower"))
     if cost is None:
         return Verdict("none", "", ratio)
     return Verdict(*_grade(cost, SAME, WORSE, 1 / SAME), ratio)
+
+
+def small_loss(row: dict) -> bool:
+    """A cross-entropy so near to zero that its multiples say nothing: it is told, and judged, by its rise in nats,
+    which is the ratio of perplexities."""
+    return row["metric"] == "loss" and row["before"] is not None and 0 <= row["before"] < SMALL_LOSS
 
 
 def proven(document: dict) -> bool:
@@ -154,7 +162,7 @@ def _edges_fact(document: dict) -> list[str]:
 def _quality_facts(document: dict) -> list[str]:
     facts = []
     for row in leading(document)[:2]:
-        if row["metric"] in wording.PERCENT_METRICS:
+        if row["metric"] in wording.PERCENT_METRICS or small_loss(row):
             after = wording.metric(row["metric"], row["after"])
             facts.append(f"{row['metric']} {wording.metric(row['metric'], row['before'])} → {after}")
         else:

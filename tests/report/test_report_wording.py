@@ -62,6 +62,11 @@ JUDGED = [
     ("paired error", 0, 0.1, "lower", None, "none", ""),
     ("paired error", None, 0.1, "lower", None, "none", ""),
     ("paired error", 0, 0, "lower", None, "good", "same"),
+    ("loss", 2.0, 2.3, "lower", None, "poor", "worse"),
+    ("loss", 0.0042, 0.0101, "lower", None, "good", "same"),
+    ("loss", 0.0042, 0.0001, "lower", None, "good", "same"),
+    ("loss", 0.0042, 0.06, "lower", None, "fair", "slightly worse"),
+    ("loss", 0.0042, 4.0, "lower", None, "poor", "worse"),
 ]
 
 
