@@ -87,13 +87,14 @@ def _action_row(sheet: Sheet, action: dict) -> list[str | Text]:
     share = _left(action)
     left = "" if share is None else sheet.bar(share)
     change = wording.attributes(action["before"], action["after"])
-    return [action["site"], change, left, ", ".join(filter(None, parts)) or "nothing"]
+    nothing = "no parameters" if action.get("operation") in ("sparsify", "heal") else "nothing"
+    return [action["site"], change, left, ", ".join(filter(None, parts)) or nothing]
 
 
 def _left(action: dict) -> float | None:
-    for name, before in action["before"].items():
-        after = action["after"].get(name)
-        if isinstance(before, int | float) and isinstance(after, int | float) and before and before != after:
+    for name, written in action["before"].items():
+        before, after = (wording.amount(value) for value in (written, action["after"].get(name)))
+        if before and after is not None and before != after:
             return after / before
     return None
 
@@ -103,6 +104,8 @@ def _choice(action: dict) -> str:
     words = [f"chosen by {choice['by']}" if choice.get("by") else ""]
     words.append(f"compensated by {choice['compensate']}" if choice.get("compensate") not in (None, "none") else "")
     words.append(f"{choice['scope']} for all classes and timesteps" if choice.get("scope") == "shared" else "")
+    words.append(f"via {choice['via']}" if choice.get("via") else "")
+    words.append(f"normalize={choice['normalize']}" if choice.get("normalize") else "")
     words.append("a mask per vector" if choice.get("scope") == "per-vector" else "")
     return ", ".join(filter(None, words))
 

@@ -1,5 +1,6 @@
 """How numbers are written, the same in the terminal and on the page."""
 
+import re
 from math import isfinite
 
 PERCENT_METRICS = ("accuracy",)
@@ -124,6 +125,13 @@ def attributes(before: dict, after: dict) -> str:
     """What an action changes: ({"width": 96}, {"width": 33}) → "width 96 → 33"."""
     names = [name for name in before if before[name] != after.get(name)] or list(before)
     return ", ".join(f"{name} {before[name]} → {after.get(name, '–')}" for name in names)
+
+
+def amount(value: object) -> float | None:
+    """What an action counts in: a number, or a share as it is written: "0.4%"; None for other words."""
+    if isinstance(value, str) and re.fullmatch(r"[\d.]+ ?%", value):
+        return float(value.rstrip("% "))
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _three(value: float) -> str:

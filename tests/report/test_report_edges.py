@@ -11,7 +11,7 @@ from test_report_terminal import printed
 from surgery.report import edges, training_plots, verdict, wording
 from surgery.report.edge_images import head_maps
 from surgery.report.html import html
-from surgery.report.terminal import render
+from surgery.report.terminal import render, render_plan
 
 WRITTEN = [
     (wording.kept, (0.00413,), "0.41 %"),
@@ -87,6 +87,28 @@ def test_a_model_that_kept_its_parameters_is_not_told_as_smaller(sparse):
     assert "parameters" not in verdict.headline(sparse)
     assert "99.57 % of attention edges off" in verdict.headline(sparse)
     assert '<span class="name">parameters</span>' not in html(sparse)
+
+
+ACTION = {
+    "clause": edge_samples.CLAUSE,
+    "place": edge_samples.PLACE,
+    "operation": "sparsify",
+    "site": "blocks.0.attention + 3 more",
+    "kind": "attention",
+    "before": {"edges": "100%"},
+    "after": {"edges": "0.4%"},
+    "tensors": [],
+    "saved": {"parameters": 0, "bytes": 0, "flops": 0},
+    "notes": [],
+    "choice": {"via": "gates", "normalize": "all"},
+}
+
+
+def test_a_plan_says_how_many_edges_stay_and_that_no_parameters_go(sample):
+    plan = {"format": "surgery.plan/1", "model": sample["model"], "actions": [ACTION], "size": {}, "notes": []}
+    text = printed(render_plan, plan, width=100)
+    assert "edges 100% → 0.4%" in text and "no parameters" in text
+    assert "via gates, normalize=all" in text
 
 
 def test_a_strip_marks_every_head_by_its_decade():
