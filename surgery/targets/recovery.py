@@ -24,7 +24,6 @@ from surgery.training.trained import Trained
 
 WEIGHTS = {"data": (1.0, 0.0), "distillation": (0.0, 1.0), "both": (1.0, 1.0)}
 """Of the data's loss and of the divergence from the original."""
-POINTS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,21 +130,13 @@ class Recovering(OfClause):
             "best": best.document(),
             "state": found.state,
         }
-        finding = {"kind": "training", "clause": self.clause, "place": self.place, "objective": "recovery"}
-        finding |= {"learned_from": by, "start": start.document(), "best": best.document(), "state": found.state}
+        finding = {"clause": self.clause, "place": self.place, "learned_from": by} | found.finding("heal")
         tensors = found.weights if found.best_step else {}
-        return Learned(tensors, told_in_report, (finding | {"rows": thinned(found)},), (told, *found.notes))
+        return Learned(tensors, told_in_report, (finding,), (told, *found.notes))
 
     def _refused(self, code: str, message: str, help: str) -> RefusalError:
         span = self.options.clause.span if self.options.clause else None
         return RefusalError(message, code=code, span=span, help=help)
-
-
-def thinned(found: Trained, points: int = POINTS) -> list[dict[str, Any]]:
-    """At most about `points` rows of a history, evaluated ones all, without what the clock says."""
-    every = max(1, -(-len(found.history) // points))
-    kept = [row for row in found.history if row["step"] % every == 0 or "held_out_loss" in row]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in kept]
 
 
 def _placed(module: GraphModule, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from torch import Tensor
 from surgery.training.objective import Evaluated
 
 FINISHED = "finished"
+POINTS = 500
+"""Rows of a history in a report; evaluated ones all stay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,3 +40,14 @@ class Trained:
     @property
     def finished(self) -> bool:
         return self.state == FINISHED
+
+    def finding(self, what: str, *, dense: float | None = None, target: float | None = None) -> dict[str, Any]:
+        """The training for a report, without what the clock says: `what` names it, `dense` is the loss of the model it
+        began with, `target` what the loss was allowed to be."""
+        every = max(1, -(-len(self.history) // POINTS))
+        kept = [row for row in self.history if row["step"] % every == 0 or "held_out_loss" in row]
+        start = {"step": 0, "held_out_loss": self.start.loss, "feasible": self.start.feasible}
+        start |= {} if self.start.penalty is None else {"held_out_penalty": self.start.penalty}
+        rows = [{name: value for name, value in row.items() if name != "seconds"} for row in kept]
+        told = {"kind": "training", "what": what, "history": [start, *rows], "dense": dense, "target": target}
+        return told | {"best_step": self.best_step, "state": self.state}
