@@ -96,12 +96,19 @@ def summary(found: dict) -> str:
     best = best_row(found)
     parts = [f"best at step {found['best_step']:,} of {wording.plural(steps(found), 'step')}"]
     if best and best.get("held_out_loss") is not None:
-        parts.append(f"held-out loss {wording.metric('loss', best['held_out_loss'])}")
+        parts.append(f"held-out {loss_name(found)} {wording.metric('loss', best['held_out_loss'])}")
+    first = next((row["held_out_loss"] for row in judged(found) if row["step"] == 0), None)
+    parts += [] if first is None else [f"{wording.metric('loss', first)} at the beginning"]
     parts += [f"dense {wording.metric('loss', found['dense'])}"] if found.get("dense") is not None else []
     parts += [f"allowed {wording.metric('loss', found['target'])}"] if found.get("target") is not None else []
     if best and best.get("held_out_penalty") is not None:
         parts.append(f"{wording.kept(best['held_out_penalty'])} of the edges expected")
     return ", ".join(parts)
+
+
+def loss_name(found: dict) -> str:
+    """What a training made smaller: the data's loss, or how far the outputs are from the original's."""
+    return "distance" if found.get("learned_from") == "distillation" else "loss"
 
 
 def steps(found: dict) -> int:

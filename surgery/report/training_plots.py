@@ -33,7 +33,7 @@ def loss(found: dict, name: str = "training") -> str:
         _name_lines(axes, bounds)
         _best(axes, found)
         axes.set_xlabel("step")
-        axes.set_ylabel("loss")
+        axes.set_ylabel(edges.loss_name(found))
         return svg(figure, f"{name}-loss")
 
 

@@ -59,6 +59,7 @@ FACTS = (
     "allowed 0.0142",
     "layer 1 head 7",
     "heal steps=200",
+    "held-out distance 0.00448, 0.0400 at the beginning",
 )
 
 
