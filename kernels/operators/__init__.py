@@ -12,7 +12,9 @@ from surgery.kernels.operators.edge_attention import edge_attention
 from surgery.kernels.operators.gated_attention import gated_attention
 from surgery.kernels.operators.gathered_ffn import FeedForward, gathered_ffn
 from surgery.kernels.operators.modulation import modulation, pack_modulation, packed_modulation
+from surgery.kernels.operators.pattern_attention import pattern_attention
 from surgery.kernels.operators.probe_select import probe_select
+from surgery.kernels.operators.seen_keys import seen_keys
 
 __all__ = [
     "BlockSparseLinear",
@@ -27,5 +29,7 @@ __all__ = [
     "modulation",
     "pack_modulation",
     "packed_modulation",
+    "pattern_attention",
     "probe_select",
+    "seen_keys",
 ]
