@@ -20,7 +20,8 @@ HIDDEN = -1e4
 def forward(
     q: Tensor, k: Tensor, v: Tensor, rules: Rules, mask: Tensor | None, causal: bool, scale: float, normalize: str
 ) -> tuple[Tensor, Tensor]:
-    """(out [B, Hq, Sq, D], lse [B, Hq, Sq]). mask: bool or added, to be broadcast over [B, Hq, Sq, Sk], or None."""
+    """(out [B, Hq, Sq, D], lse [B, Hq, Sq]). mask: bool or added, to be broadcast over [B, Hq, Sq, Sk], or None; one that
+    is given holds causality too."""
     outs, sums = [], []
     for rows, scores, kept in _scores(q, k, rules, mask, causal, scale):
         lse = _seen(scores, kept, normalize).logsumexp(-1)
@@ -64,7 +65,7 @@ def _scores(
         rows = slice(start, min(start + ROWS, queries))
         kept = rules.part(rows, queries, keys)
         scores = q[:, :, rows].to(everything.dtype) @ everything * scale
-        seen = _ahead(rows, queries, keys, q.device) if causal else None
+        seen = _ahead(rows, queries, keys, q.device) if causal and mask is None else None
         given = None if mask is None else _rows_of(mask, rows)
         if given is not None and given.dtype != torch.bool:
             scores = scores + given.to(scores.dtype)

@@ -24,6 +24,8 @@ MOVES = (
 )
 """What may stand between the keys as they are kept and as attention reads them."""
 WHOLE = 9223372036854775807
+PATTERNS = ("surgery::pattern_attention",)
+"""Operators that take queries, keys and values first, and know that queries are the last of the keys."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ def cached_sites(parts: Parts) -> tuple[Cached, ...]:
 
 def _read_whole(parts: Parts, node: Node) -> tuple[int, ...]:
     """The arguments of a call that are keys or values of the stream."""
-    if is_op(node, aten.scaled_dot_product_attention):
+    if is_call(node):
         query, key, value = node.args[:3]
         if key not in parts.stream and value not in parts.stream:
             return ()
@@ -92,7 +94,19 @@ def _ahead(parts: Parts, *nodes: Node) -> tuple[tuple[int, ...], ...]:
 
 def mixes(parts: Parts, node: Node) -> bool:
     """Whether a call gives each token what attention took from all of them."""
-    return is_op(node, aten.scaled_dot_product_attention) or len(parts.rows(node)) == 1 and bool(_read_whole(parts, node))
+    if is_op(node, aten.scaled_dot_product_attention) or any(map(is_pattern, node.all_input_nodes)):
+        return True
+    return len(parts.rows(node)) == 1 and not is_pattern(node) and bool(_read_whole(parts, node))
+
+
+def is_pattern(node: Node) -> bool:
+    """Whether attention runs under a pattern, in one operator; it returns more than its outputs."""
+    return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "name", "") in PATTERNS
+
+
+def is_call(node: Node) -> bool:
+    """Whether attention is one call."""
+    return is_op(node, aten.scaled_dot_product_attention) or is_pattern(node)
 
 
 def argument(node: Node, place: int, name: str) -> object:
@@ -101,10 +115,11 @@ def argument(node: Node, place: int, name: str) -> object:
 
 
 def _refuse_mask(parts: Parts, node: Node) -> None:
-    mask = argument(node, 3, "attn_mask")
+    mask, causal = (node.args[4], node.args[8]) if is_pattern(node) else (argument(node, 3, "attn_mask"), None)
+    causal = argument(node, 5, "is_causal") if causal is None else causal
     if isinstance(mask, Node) and mask in parts.stream:
         raise unfit("its mask is computed from the tokens", node)
-    if mask is None and not argument(node, 5, "is_causal"):
+    if mask is None and not causal:
         raise unfit("it looks at later tokens too", node)
 
 

@@ -9,7 +9,7 @@ from surgery.anatomy.graphs import aten, is_layer, is_op
 from surgery.generation import session
 from surgery.generation.faults import unfit
 from surgery.generation.parts import Parts
-from surgery.generation.sites import Cached, Kept, argument, cached_sites
+from surgery.generation.sites import Cached, Kept, argument, cached_sites, is_call
 
 ROWS, COLUMNS = "rows", "columns"
 TURNS = (aten.transpose, aten.permute, aten.t, aten.flip, aten.cat, aten.stack)
@@ -127,7 +127,7 @@ class _Builder:
 
     def _aligned(self, source: Node, user: Node) -> Cut:
         """A frame's tensor meets a stream's: axes of tokens stand under each other, counted from the right."""
-        if is_op(user, aten.scaled_dot_product_attention):
+        if is_call(user):
             return self._mask(source)
         ahead = len(self.parts.shape(user)) - len(self.parts.shape(source))
         roles = self._roles(user)
@@ -155,8 +155,9 @@ class _Builder:
         }
 
     def _mask(self, source: Node) -> Cut:
+        """Of an attention call: a mask [.., Sq, Sk], or what is known of keys [B, Sk]."""
         rank = len(self.parts.shape(source))
-        roles = {rank - 2: ROWS, rank - 1: COLUMNS}
+        roles = {rank - 2: ROWS, rank - 1: COLUMNS} if rank > 2 or len(self.parts.rows(source)) > 1 else {1: COLUMNS}
         return Cut(source, tuple((axis, roles[axis]) for axis in self.parts.rows(source)))
 
     def _size(self, node: Node, *, long: bool) -> Node:

@@ -3,21 +3,26 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import GraphModule
 
 from surgery.anatomy.capture import Inputs
 from surgery.models.tokenizer_cut import renumbered
+from surgery.operations import Phase
 from surgery.reload import Stock, stock_of
 from surgery.session.prepare import Prepared
-from surgery.session.rewrite import Choices
+from surgery.session.rewrite import Choices, phase_of
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 def stock(prepared: Prepared, choices: Choices, rewritten: GraphModule, inputs: Inputs) -> Stock | None:
     """None for a model of no library. `inputs` are the rewritten model's."""
+    if any(phase_of(work) is Phase.SPARSIFY for work in prepared.works):
+        found = stock_of(prepared.model.module, rewritten, None, _numbers(prepared, choices))
+        return found and replace(found, why_not="its class has no place for edges of attention that are switched off")
     if any(hasattr(work, "maps") and work.options.ids == "old" for work in prepared.works):
         inputs = None  # the library's class would read the original's ids as new ones
     return stock_of(prepared.model.module, rewritten, inputs, _numbers(prepared, choices))

@@ -30,7 +30,7 @@ from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
 from surgery.session.requirements import judge, refuse_broken, refuse_unmeasurable
 from surgery.session.result import Result
-from surgery.session.rewrite import Choices, choose, context_of, references, rewrite, settled
+from surgery.session.rewrite import LOWERED, Choices, choose, context_of, references, rewrite, settled
 from surgery.session.search import is_searched, search
 from surgery.targets.choice import Choice
 from surgery.targets.context import Context, Progress, silent
@@ -118,7 +118,7 @@ def operate(
     checkpoints: str | os.PathLike[str] | None = None,
 ) -> Result:
     """The path from a Prepared on; see `compile`. A spec that only analyses changes nothing and measures size alone."""
-    original, inputs, requires = prepared.model.module, prepared.model.example_inputs, prepared.program.requires
+    original, requires = prepared.model.module, prepared.program.requires
     refuse_unsound(prepared)
     evidence = open_evidence(prepared, data, progress) if prepared.works else None
     timing = timing and evidence is not None
@@ -132,12 +132,13 @@ def operate(
     prepared = settled(prepared, choices)
     rewritten = rewrite(prepared, choices, context, after=after)
     report = new_report(prepared, choices) | ({"search": found.document()} if found else {})
-    inputs = fed(prepared, choices, inputs)
-    sized = fed(prepared, choices, timed_inputs(prepared.model, evidence.data if evidence else None))
+    inputs, sized = inputs_of(prepared, choices, evidence)
     report["size"] = size_rows(original, rewritten, sized)
     if evidence:
         for what, ours, theirs in references(prepared, choices, rewritten, context):
             report["parity"] += parity(ours, theirs, inputs, what)
+            if what == LOWERED and sized is not inputs:  # a pattern shows at the length it was made for
+                report["parity"] += parity(ours, theirs, sized, what, batches=(1,))
         _measure(report, prepared, evidence, as_before(prepared, choices, rewritten), context if controls else None)
     if timing:
         uncut, task = prepared.anatomy.graph_module, evidence.data.task
@@ -147,6 +148,13 @@ def operate(
     report["requirements"] = judge(requires, report)
     refuse_broken(report, requires)
     return _result(prepared, choices, rewritten, report)
+
+
+def inputs_of(prepared: Prepared, choices: Choices, evidence: Evidence | None) -> tuple[Inputs, Inputs]:
+    """The example inputs as the rewritten model takes them, and such of the data's length; the same where it has none."""
+    example, sized = prepared.model.example_inputs, timed_inputs(prepared.model, evidence.data if evidence else None)
+    inputs = fed(prepared, choices, example)
+    return inputs, inputs if sized is example else fed(prepared, choices, sized)
 
 
 def _result(prepared: Prepared, choices: Choices, rewritten: GraphModule, report: dict) -> Result:

@@ -23,6 +23,7 @@ from surgery.targets.learned import Learned
 Choices = tuple[Choice | Learned | None, ...]
 BEHIND = Phase.SPARSIFY
 """The first phase whose works are chosen on the graph that the cuts leave."""
+LOWERED = "masks written out == lowered"
 
 
 def context_of(prepared: Prepared, data: Data | None = None, progress: Progress = silent) -> Context:
@@ -87,7 +88,7 @@ def references(
         yield "masked == compacted", cut, _cut(prepared, choices, context, "reference", None)
     if any(phase_of(prepared.works[index]) is not Phase.HEAL for index in behind):
         cut = _cut(prepared, choices, context, "passes", None)
-        yield "masks written out == lowered", rewritten, _go_on(cut, prepared, choices, context, behind, "reference")
+        yield LOWERED, rewritten, _go_on(cut, prepared, choices, context, behind, "reference")
 
 
 def _so_far(prepared: Prepared, choices: Choices, context: Context, index: int) -> GraphModule:

@@ -24,10 +24,10 @@ zoo
 models.data models.schemes
 anatomy compensation
 analyses plan
+kernels lowering
 passes
 training
 targets
-kernels lowering
 verify
 bundle generation reload inspection report
 session
