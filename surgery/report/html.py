@@ -1,6 +1,7 @@
 """The report as one self-contained page: no network, no script, the same bytes for the same document."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -13,8 +14,9 @@ from surgery.report.highlight import highlight
 
 TEMPLATES = Path(__file__).parent / "templates"
 RAW_LIMIT = 400_000
-TITLES = {"frechet": "Fréchet distance", "accuracy": "sample accuracy", "flops": "FLOPs per sample"}
-"""Names of metrics and sizes on the page, where they differ from those of the document."""
+TITLES = {"frechet": "Fréchet distance", "flops": "FLOPs per sample"}
+SAMPLED = {"accuracy": "sample accuracy"}
+"""Names of metrics and sizes on the page, where they differ from those of the document; of a diffusion model's samples."""
 
 
 def html(document: dict) -> str:
@@ -27,7 +29,7 @@ def html(document: dict) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(wording=wording, title=_title, judgement=verdict.JUDGEMENT)
+    environment.globals.update(wording=wording, title=partial(_title, document), judgement=verdict.JUDGEMENT)
     return environment.get_template("report.html.j2").render(_view(document), style=_style())
 
 
@@ -61,8 +63,9 @@ def _style() -> Markup:
     return Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
 
 
-def _title(name: str) -> str:
-    return TITLES.get(name, name)
+def _title(document: dict, name: str) -> str:
+    sampled = any(row["metric"] == "frechet" for row in document["quality"])
+    return (TITLES | (SAMPLED if sampled else {})).get(name, name)
 
 
 def _tiles(document: dict) -> list[dict]:
@@ -74,7 +77,7 @@ def _tiles(document: dict) -> list[dict]:
         note = f"{wording.count(change['before'])} → {wording.count(change['after'])}"
         text = wording.change(change["before"], change["after"])
         tiles.append({"value": text, "name": "parameters", "note": note, "level": "none"})
-    tiles += [_quality_tile(row) for row in verdict.leading(document)[:2]]
+    tiles += [_quality_tile(document, row) for row in verdict.leading(document)[:2]]
     measured = [row for row in document.get("latency") or () if verdict.speed(row)]
     if measured:
         best = max(measured, key=lambda row: verdict.speed(row) or 0)
@@ -84,19 +87,19 @@ def _tiles(document: dict) -> list[dict]:
     return tiles
 
 
-def _quality_tile(row: dict) -> dict:
+def _quality_tile(document: dict, row: dict) -> dict:
     found, name = verdict.judge(row), row["metric"]
     before, after = (wording.metric(name, row[side]) for side in ("before", "after"))
     absolute = name in wording.PERCENT_METRICS or verdict.small_loss(row)
     value = after if absolute else wording.times(found.ratio)
     note = f"from {before}" if absolute else f"{before} → {after}"
-    return {"value": value, "name": _title(name), "note": f"{note}, {found.word}", "level": found.level}
+    return {"value": value, "name": _title(document, name), "note": f"{note}, {found.word}", "level": found.level}
 
 
 def _sizes(document: dict) -> list[dict]:
     memory = document.get("memory")
     writers = {"parameters": wording.count, "bytes": wording.size, "flops": wording.count}
-    rows = [(_title(name), change, writers.get(name, wording.count)) for name, change in _changes(document)]
+    rows = [(_title(document, name), change, writers.get(name, wording.count)) for name, change in _changes(document)]
     if memory:
         rows.append((f"memory at batch {memory['batch']}", memory, wording.size))
     return [

@@ -82,13 +82,15 @@ def _by_clause(actions: list[dict]) -> list[tuple[str, str, list[dict]]]:
 
 def _action_row(sheet: Sheet, action: dict) -> list[str | Text]:
     saved = action.get("saved") or {}
-    parts = [f"{wording.count(saved['parameters'])} parameters" if saved.get("parameters") else ""]
-    parts.append(wording.size(saved["bytes"]) if saved.get("bytes") else "")
+    added = saved.get("parameters", 0) < 0
+    parts = [f"{wording.count(abs(saved['parameters']))} parameters" if saved.get("parameters") else ""]
+    parts.append("added" if added else wording.size(saved["bytes"]) if saved.get("bytes") else "")
     share = _left(action)
     left = "" if share is None else sheet.bar(share)
     change = wording.attributes(action["before"], action["after"])
     nothing = "no parameters" if action.get("operation") in ("sparsify", "heal") else "nothing"
-    return [action["site"], change, left, ", ".join(filter(None, parts)) or nothing]
+    told = (" " if added else ", ").join(filter(None, parts))
+    return [action["site"], change, left, told or nothing]
 
 
 def _left(action: dict) -> float | None:
@@ -101,7 +103,7 @@ def _left(action: dict) -> float | None:
 
 def _choice(action: dict) -> str:
     choice = action.get("choice") or {}
-    words = [f"chosen by {choice['by']}" if choice.get("by") else ""]
+    words = [f"chosen by {choice['by']}" if choice.get("by") not in (None, "auto") else ""]
     words.append(f"compensated by {choice['compensate']}" if choice.get("compensate") not in (None, "none") else "")
     words.append(f"{choice['scope']} for all classes and timesteps" if choice.get("scope") == "shared" else "")
     words.append(f"via {choice['via']}" if choice.get("via") else "")

@@ -112,6 +112,14 @@ def test_a_plan_says_how_many_edges_stay_and_that_no_parameters_go(sample):
     assert "via gates, normalize=all" in text
 
 
+def test_what_was_added_is_not_told_as_kept_or_removed(sparse):
+    tensors = [{"name": f"blocks.{layer}.attn.gate_bias", "before": [0], "after": [8]} for layer in range(4)]
+    sparse["actions"] = [ACTION | {"tensors": tensors, "saved": {"parameters": -32, "bytes": -128, "flops": 0}}]
+    page = html(sparse)
+    assert "32 parameters added" in page and "32 parameters added" in printed(render, sparse, width=120)
+    assert 'class="key"' not in page and 'class="bar"' not in page
+
+
 def test_a_strip_marks_every_head_by_its_decade():
     shares = [0.0, 0.0005, 0.001, 0.005, 0.05, 0.5, 1.0]
     assert "".join(map(edges.mark, shares)) == "·░░▒▓██"
