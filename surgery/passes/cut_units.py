@@ -1,9 +1,10 @@
 """Remove heads, channels or whatever else is coupled: tensors lose indices, sizes in calls follow."""
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -29,6 +30,22 @@ class CutUnits:
     edits: tuple[Edit, ...]
     gathers: Mapping[tuple[str, str, int], Tensor] = field(default_factory=dict)
     name: str = "cut-units"
+
+    @cached_property
+    def touched(self) -> set[str]:
+        """Names of tensors that lose indices, and of calls that are edited."""
+        calls = {call for call, _, _ in self.gathers}
+        return {name for name, _ in self.weights} | {edit.node for edit in self.edits} | calls
+
+    def with_(self, others: Sequence["CutUnits"]) -> "CutUnits":
+        """This cut and others, which touch nothing that it does, in one."""
+        every = (self, *others)
+        return replace(
+            self,
+            weights={place: keep for each in every for place, keep in each.weights.items()},
+            edits=tuple(edit for each in every for edit in each.edits),
+            gathers={place: keep for each in every for place, keep in each.gathers.items()},
+        )
 
     def requires(self, graph_module: GraphModule) -> str | None:
         names = {node.name for node in graph_module.graph.nodes}

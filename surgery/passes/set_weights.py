@@ -1,7 +1,8 @@
 """New values in place of old ones; no shape changes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor
 from torch.fx import GraphModule
@@ -23,6 +24,17 @@ class SetWeights:
     linears: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = "set-weights"
+
+    @cached_property
+    def touched(self) -> set[str]:
+        """Names of the tensors."""
+        return {*self.linears, *self.tensors}
+
+    def with_(self, others: Sequence["SetWeights"]) -> "SetWeights":
+        """This pass and others, which set none of the tensors it does, in one."""
+        linears = {name: pair for each in (self, *others) for name, pair in each.linears.items()}
+        tensors = {name: tensor for each in (self, *others) for name, tensor in each.tensors.items()}
+        return replace(self, linears=linears, tensors=tensors)
 
     def requires(self, graph_module: GraphModule) -> str | None:
         for name, (weight, _) in self.linears.items():

@@ -12,6 +12,7 @@ from surgery.lowering import quicken
 from surgery.models import LoadedModel
 from surgery.models.data import Data
 from surgery.operations import Phase
+from surgery.passes.joined import joined
 from surgery.passes.runner import Observer, run_passes
 from surgery.session.matching import asks_match, matched
 from surgery.session.prepare import Prepared
@@ -111,7 +112,7 @@ def _cut(
     ]
     # Every cut was planned on the whole graph: what takes nodes out of it comes last.
     passes.sort(key=lambda step: getattr(step, "late", False))
-    return run_passes(graph_module, passes, after=after)
+    return run_passes(graph_module, joined(passes), after=after)
 
 
 def _go_on(

@@ -14,6 +14,7 @@ from surgery.anatomy.graphs import where
 from surgery.anatomy.site import Anatomy, Site
 from surgery.anatomy.units import Coupling, trace_all
 from surgery.anatomy.units.edits import edits
+from surgery.anatomy.units.union import once
 from surgery.diagnostics import RefusalError
 from surgery.targets.clause import SEARCHED, refuse_options
 from surgery.targets.units import EVEN, Units
@@ -44,7 +45,7 @@ def _own(site: Site, coupling: Coupling) -> Coupling:
     held = coupling.labels.get(site.channels if site.kind == "mlp" else site.nodes[0])
     if not isinstance(held, torch.Tensor):
         return coupling
-    own = set(held.unique().tolist())
+    own = set(once(held).unique().tolist())
     return replace(coupling, units=tuple(unit for unit in coupling.units if unit in own))
 
 

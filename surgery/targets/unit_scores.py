@@ -8,6 +8,9 @@ from surgery.anatomy.graphs import attribute
 from surgery.anatomy.units import Coupling
 from surgery.anatomy.units.producers import layer_weight
 
+PART = 1 << 16
+"""Entries that are squared at once."""
+
 
 def weight_scores(graph_module: GraphModule, coupling: Coupling, by: str) -> Tensor:
     """[units] float64. magnitude: the norm of all that belongs to a unit; effect: the norm of what makes it times the
@@ -15,11 +18,18 @@ def weight_scores(graph_module: GraphModule, coupling: Coupling, by: str) -> Ten
     consumed = set(read_by(coupling).values())
     made, read = torch.zeros(len(coupling.units)).double(), torch.zeros(len(coupling.units)).double()
     for (name, axis), labels in coupling.weights.items():
-        tensor = attribute(graph_module, name).detach().double()
-        squares = tensor.square().movedim(axis, 0).reshape(tensor.shape[axis], -1).sum(1).cpu()
         into = read if (name, axis) in consumed else made
-        into += _gathered(coupling, squares, labels)
+        into += _gathered(coupling, squares(attribute(graph_module, name).detach(), axis), labels)
     return (made + read).sqrt() if by == "magnitude" else (made * read).sqrt()
+
+
+def squares(tensor: Tensor, axis: int) -> Tensor:
+    """[n] float64 on the CPU: the sum of squares at every index of an axis. Read in parts that stay in the cache."""
+    rows = PART // max(1, tensor[:1].numel()) if tensor.device.type == "cpu" else len(tensor)
+    parts = (part.double().square() for part in tensor.split(max(1, rows)))
+    others = [other for other in range(tensor.dim()) if other != axis]
+    sums = [part.sum(others) if others else part for part in parts]
+    return (torch.cat(sums) if axis == 0 else torch.stack(sums).sum(0)).cpu()
 
 
 def read_by(coupling: Coupling) -> dict[Node, tuple[str, int]]:
@@ -33,8 +43,11 @@ def read_by(coupling: Coupling) -> dict[Node, tuple[str, int]]:
 
 def places_of(coupling: Coupling, labels: Tensor) -> Tensor:
     """The unit that each index belongs to, by its place among the units; their number for what belongs to none."""
-    places = {label: place for place, label in enumerate(coupling.units)}
-    return torch.tensor([places.get(label, len(coupling.units)) for label in labels.tolist()])
+    units = torch.tensor(coupling.units, dtype=torch.int64)
+    size = 2 + max((int(each.max()) for each in (units, labels) if each.numel()), default=0)
+    table = torch.full((size,), len(units))
+    table[units] = torch.arange(len(units))
+    return table[labels]  # what belongs to none is -1: the last entry, which is no unit's
 
 
 def shuffled(count: int, seed: int) -> Tensor:

@@ -13,6 +13,7 @@ from surgery.anatomy.dimension import Obstacle, describe
 from surgery.anatomy.graphs import aten, is_op, stored
 from surgery.anatomy.units.producers import CONVOLUTIONS
 from surgery.anatomy.units.trace import Coupling
+from surgery.anatomy.units.union import once
 
 VIEWS = (aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.broadcast_to)
 
@@ -53,11 +54,11 @@ def gone(labels: Tensor, removed: Tensor) -> Tensor:
     """Which labels are among the removed, of the same shape: looked up, as sorting for `isin` is slow."""
     table = torch.zeros(2 + max(_largest(labels), _largest(removed)), dtype=torch.bool)
     table[removed] = True
-    return table[labels]  # FREE is -1: the last entry, which nothing removes
+    return table[once(labels)].expand(labels.shape)  # FREE is -1: the last entry, which nothing removes
 
 
 def _largest(labels: Tensor) -> int:
-    return int(labels.max()) if labels.numel() else -1
+    return int(once(labels).max()) if labels.numel() else -1
 
 
 def _of(node: Node, held: Any, coupling: Coupling, removed: Tensor) -> Iterator[Edit]:
@@ -149,13 +150,15 @@ def _stays(labels: Tensor, removed: Tensor) -> list[Tensor]:
 def _axes(goes: Tensor) -> list[Tensor]:
     if not goes.numel():
         return [torch.ones(size, dtype=torch.bool) for size in goes.shape]
+    held = once(goes)
     others = [[other for other in range(goes.dim()) if other != axis] for axis in range(goes.dim())]
-    return [~(goes.all(axes) if axes else goes) for axes in others]
+    stays = [~(held.all(axes) if axes else held) for axes in others]
+    return [stay.expand(size) for stay, size in zip(stays, goes.shape, strict=True)]
 
 
 def _check_slabs(node: Node, labels: Tensor, removed: Tensor) -> None:
     """What goes has to be whole indices of one axis or another."""
-    goes = gone(labels, removed)
+    goes = once(gone(labels, removed))
     if not goes.any():
         return
     left = torch.ones_like(goes)

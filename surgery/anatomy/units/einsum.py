@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from surgery.anatomy.dimension import describe
 from surgery.anatomy.units.products import without_shared
-from surgery.anatomy.units.union import FREE
+from surgery.anatomy.units.union import FREE, either
 from surgery.anatomy.units.walk import Walk, along, unknown, varies
 
 
@@ -21,12 +21,12 @@ def einsum(walk: Walk, node: Node) -> Tensor | None:
     held = _unshared([walk.of(operand) for operand in operands], terms, result)
     for place, operand in enumerate(operands):
         _follow(walk, node, operand, terms[place], held[place], terms[1 - place], held[1 - place])
-    total = torch.full(walk.sizes.shape(node), FREE)
+    total = torch.tensor(FREE).expand(walk.sizes.shape(node))
     for labels, term in zip(held, terms, strict=True):
         if labels is not None:
             part = _within(walk, node, labels, term, result)
             walk.union.unify(total, part)
-            total = torch.where(total < 0, part, total)
+            total = either(total, part)
     return walk.union.find(total)
 
 

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from surgery.anatomy.dimension import describe
 from surgery.anatomy.graphs import aten, is_op
-from surgery.anatomy.units.union import FREE
+from surgery.anatomy.units.union import FREE, either, once
 from surgery.anatomy.units.walk import Walk, along, settle, unknown, varies
 
 
@@ -72,7 +72,7 @@ def added(walk: Walk, node: Node) -> Tensor | None:
         settle(walk, node, source, total)
         return total
     walk.union.unify(total, given)
-    return walk.union.find(torch.where(total < 0, given, total))
+    return walk.union.find(either(total, given))
 
 
 def _product(walk: Walk, node: Node, left: Node, right: Node) -> Tensor | None:
@@ -83,12 +83,12 @@ def _product(walk: Walk, node: Node, left: Node, right: Node) -> Tensor | None:
     one, two = _unshared(one, two)
     for held, operand in ((one, left), (two, right)):
         _want(walk, node, operand, held, two if held is one else one)
-    total = torch.full(sizes, FREE)
+    total = torch.tensor(FREE).expand(sizes)
     for held, axis in ((one, -1), (two, -2)):
         if held is not None:
             part = walk.mix(node, held, [held.dim() + axis]).narrow(axis, 0, 1)
             walk.union.unify(total, part)
-            total = torch.where(total < 0, part, total)
+            total = either(total, part)
     return walk.union.find(total)
 
 
@@ -105,7 +105,7 @@ def attention(walk: Walk, node: Node) -> Tensor | None:
     total = torch.full((heads,), FREE)
     for held in known:
         others = [axis for axis in range(held.dim()) if axis != held.dim() - 3]
-        per_head = walk.mix(node, held, others).movedim(-3, 0).reshape(heads, -1)[:, 0]
+        per_head = walk.mix(node, held, others).movedim(-3, 0).flatten(1)[:, 0]
         walk.union.unify(total, per_head)
         total = walk.union.find(torch.where(total < 0, per_head, total))
     for operand, held in zip((query, key, value), labels, strict=True):
@@ -157,9 +157,10 @@ def without_shared(held: Tensor | None, axis: int = -3) -> Tensor | None:
     """Entries that are the same all along an axis belong to no unit; None where that is all of them."""
     if held is None or held.shape[axis] == 1:
         return held
-    shared = (held == held.narrow(axis, 0, 1)).all(axis, keepdim=True)
-    left = torch.where(shared, FREE, held)
-    return left if bool((left >= 0).any()) else None
+    labels = once(held)
+    shared = (labels == labels.narrow(axis, 0, 1)).all(axis, keepdim=True)
+    left = torch.where(shared, FREE, labels)
+    return left.expand(held.shape) if bool((left >= 0).any()) else None
 
 
 def _unshared(one: Tensor | None, two: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -10,7 +10,7 @@ from surgery.anatomy.dimension import describe
 from surgery.anatomy.graphs import aten, is_op, shape, stored, value
 from surgery.anatomy.units.einsum import einsum
 from surgery.anatomy.units.products import added, addmm, attention, convolution, linear, matmul
-from surgery.anatomy.units.union import FREE
+from surgery.anatomy.units.union import FREE, either, once
 from surgery.anatomy.units.walk import Walk, settle, unknown, varies
 
 Rule = Callable[[Walk, Node], object]
@@ -38,12 +38,12 @@ def pointwise(walk: Walk, node: Node) -> Tensor | None:
     """Operands meet element by element; what has no labels but the full size of a cut axis is cut as well."""
     size = walk.sizes.shape(node)
     operands = [each for each in node.all_input_nodes if shape(each) is not None]
-    total = torch.full(size, FREE)
+    total = torch.tensor(FREE).expand(size)
     for operand in operands:
         held = walk.of(operand)
         if held is not None:
             walk.union.unify(total, held)
-            total = torch.where(total < 0, held, total)
+            total = either(total, held)
     total = walk.union.find(total)
     for operand in operands:
         settle(walk, node, operand, total)
@@ -104,8 +104,8 @@ def reduced(walk: Walk, node: Node) -> Tensor | None:
         return None
     axes = _axes(node, held.dim())
     held = walk.mix(node, held, axes)
-    result = held.amax(axes, keepdim=True)
-    return result.reshape(walk.sizes.shape(node))
+    left = [1 if axis in axes else size for axis, size in enumerate(held.shape)]
+    return once(held).amax(axes, keepdim=True).expand(left).reshape(walk.sizes.shape(node))
 
 
 def extreme(walk: Walk, node: Node) -> object:
@@ -177,7 +177,7 @@ def halved(walk: Walk, node: Node) -> Tensor | None:
     axis = node.args[1] if len(node.args) > 1 else -1
     one, two = held.chunk(2, axis)
     walk.union.unify(one, two)
-    return walk.union.find(torch.where(one < 0, two, one))
+    return walk.union.find(either(one, two))
 
 
 def gathered(walk: Walk, node: Node) -> Tensor | None:

@@ -20,7 +20,7 @@ from surgery.anatomy.graphs import is_layer, weight_of
 from surgery.anatomy.units.producers import begin
 from surgery.anatomy.units.rules import rule_of
 from surgery.anatomy.units.sizes import Sizes
-from surgery.anatomy.units.union import FREE, Union
+from surgery.anatomy.units.union import FREE, Union, compact, once
 from surgery.anatomy.units.walk import Gather, Walk, computes, maker_of, readers_of, varies
 
 
@@ -83,7 +83,7 @@ def _joined(walk: Walk) -> bool:
     for held in walk.labels.values():
         for labels in map(walk.union.find, held if isinstance(held, list) else [held]):
             axes = [axis for axis in range(labels.dim()) if varies(labels, axis)]
-            while len(axes) > 1 and bool((labels != FREE).all()):
+            while len(axes) > 1 and bool((once(labels) != FREE).all()):
                 most = max(axes, key=lambda axis: len(labels.amin(axis).unique()))
                 labels = walk.union.along(labels, most).unsqueeze(most)
                 axes = [axis for axis in range(labels.dim()) if varies(labels, axis)]
@@ -122,7 +122,11 @@ def _alike(seed: Node, readers: Mapping[str, list[Node]]) -> Iterator[Node]:
 
 def _coupling(walk: Walk) -> Coupling:
     """What was found, with labels as they finally stand."""
-    find, place = walk.union.find, walk.order.__getitem__
+    place = walk.order.__getitem__
+
+    def find(labels: Tensor) -> Tensor:
+        return compact(walk.union.find(labels))
+
     ordered: dict[int, None] = {}
     for vector in walk.consumers.values():
         ordered |= dict.fromkeys(label for label in find(vector).tolist() if label != FREE)

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from surgery.anatomy.dimension import Obstacle, describe
 from surgery.anatomy.graphs import aten, folded, is_layer, is_op, shape, tensor_inputs, value, weight_of, whole_of
 from surgery.anatomy.units.sizes import Sizes
-from surgery.anatomy.units.union import Union
+from surgery.anatomy.units.union import Union, once
 
 LARGEST_TABLE = 1 << 20
 
@@ -56,10 +56,10 @@ class Walk:
 
     def mix(self, node: Node, labels: Tensor, axes: Iterable[int]) -> Tensor:
         """All labels along the axes become one; same shape."""
-        apart = bool((labels != labels.reshape(-1)[:1]).any())
+        apart = _differ(labels)
         for axis in axes:
             labels = self.union.along(labels, axis).unsqueeze(axis).expand(labels.shape)
-        if apart and not bool((labels != labels.reshape(-1)[:1]).any()):
+        if apart and not _differ(labels):
             self.mixed[node] = None
         return labels
 
@@ -166,14 +166,21 @@ def maker_of(layer: Node) -> Node:
 
 def varies(labels: Tensor, axis: int) -> bool:
     """Whether labels differ along an axis."""
+    labels = once(labels)
     return labels.shape[axis] > 1 and bool((labels != labels.narrow(axis, 0, 1)).any())
+
+
+def _differ(labels: Tensor) -> bool:
+    flat = once(labels).reshape(-1)
+    return bool((flat != flat[:1]).any())
 
 
 def along(labels: Tensor, axis: int) -> Tensor | None:
     """The label of each index of an axis; None where one index holds several."""
-    flat = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
+    held = once(labels)
+    flat = held.movedim(axis, 0).reshape(held.shape[axis], -1)
     first = flat[:, 0]
-    return first if bool((flat == first[:, None]).all()) else None
+    return first.expand(labels.shape[axis]) if bool((flat == first[:, None]).all()) else None
 
 
 def unknown(walk: Walk, node: Node) -> None:
