@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from surgery.anatomy.adopt import adopt, is_saved
 from surgery.anatomy.canonical import canonicalize
 from surgery.anatomy.graphs import aten, attribute, placeholders, shape, value
+from surgery.anatomy.lines import LINES, Lines, without_lines
 from surgery.diagnostics import CaptureError
 
 Inputs = tuple | Mapping[str, Any]
@@ -43,6 +44,15 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
     _refuse_misfit(model, args, kwargs)
     if any(tensor.is_meta for tensor in model.parameters()):
         args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+    with without_lines():
+        graph_module = _traced(model, args, kwargs)
+    _note_lengths(graph_module)
+    graph_module.recompile()
+    graph_module.meta |= {"captured": True, LINES: Lines(_traced, model, args, kwargs)}
+    return graph_module
+
+
+def _traced(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> GraphModule:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -53,9 +63,6 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
     _drop_assertions(graph_module)
     _name_once(graph_module)
     canonicalize(graph_module)
-    _note_lengths(graph_module)
-    graph_module.recompile()
-    graph_module.meta["captured"] = True
     return graph_module
 
 

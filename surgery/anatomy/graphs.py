@@ -182,8 +182,14 @@ def where(node: Node) -> str:
     """Where a node is in the model, for a message: its module, or its line of code, or its name."""
     if owner(node):
         return f"`{owner(node)}`"
-    lines = STACK_LINE.findall(node.meta.get("stack_trace") or "")
+    lines = STACK_LINE.findall(node.meta.get("stack_trace") or _stack(node))
     return f"line {lines[-1][1]} of {Path(lines[-1][0]).name}" if lines else f"node `{node.name}`"
+
+
+def _stack(node: Node) -> str:
+    module = node.graph.owning_module
+    lines = module.meta.get("lines") if module is not None else None
+    return lines.of(node.name) if lines else ""
 
 
 def common_path(paths: Iterable[str]) -> str:
