@@ -20,6 +20,7 @@ from surgery.anatomy.graphs import (
     width,
 )
 from surgery.anatomy.site import Site
+from surgery.anatomy.units.producers import CONVOLUTIONS
 
 CARRY = (
     aten.mul,
@@ -41,6 +42,8 @@ CARRY = (
     aten.reshape,
 )
 ACTIVE = (*ACTIVATIONS, aten.glu)
+TURNED = (aten.transpose, aten.permute, aten.flatten, aten.unflatten)
+"""With a convolution that keeps channels apart between them: tokens laid out as an image and back."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,18 @@ def _down(activation: Node) -> tuple[Node | None, Node]:
             return (linear if len(users) == 1 else None), channels or current
         if len(users) == 1 and is_op(users[0], aten.cat) and channels is None:
             channels = current
-        elif not users or not all(is_op(user, *CARRY, *ACTIVE) for user in users):
+        elif not users or not all(_carries(user) for user in users):
             return None, current
         current = users[-1]
     return None, current
+
+
+def _carries(node: Node) -> bool:
+    """Whether a call hands channels on, each by itself."""
+    if is_op(node, *CONVOLUTIONS):
+        weight = shape(node.args[1]) or ()
+        return len(node.args) > 6 and node.args[6] == weight[0] and weight[1] == 1
+    return is_op(node, *CARRY, *ACTIVE, *TURNED)
 
 
 def _ups(channels: Node) -> tuple[Node, ...]:
@@ -124,7 +135,7 @@ def _ups(channels: Node) -> tuple[Node, ...]:
         seen.add(current)
         if is_layer(current):
             found.append(current)
-        elif is_op(current, *CARRY, *ACTIVE) or getattr(current.target, "__name__", "") == "getitem":
+        elif _carries(current) or getattr(current.target, "__name__", "") == "getitem":
             todo.extend(tensor_inputs(current) or current.all_input_nodes)
         elif current.op != "get_attr":
             return ()
