@@ -9,8 +9,8 @@ from surgery.passes.runner import Pass
 def joined(passes: Iterable[Pass]) -> list[Pass]:
     """The same passes, fewer: each in the first of its kind, if neither that nor any behind it touches what it does.
 
-    A pass that can be joined has `touched`, the names of the tensors and nodes it changes, and `with_(others)`, one pass
-    that does what it and others do. Any other pass stays where it is, and keeps all in front of it apart from all behind.
+    A pass that can be joined has `touched`, the names of the tensors and nodes it changes, and `with_(others)`, one
+    pass that does what it and others do. Any other pass stays where it is, and all in front of it stays in front.
     """
     groups: list[list[Any]] = []
     for step in passes:
