@@ -4,6 +4,7 @@ import inspect as signatures
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -51,7 +52,7 @@ class Prepared:
         """What is only looked at."""
         return tuple(one for one in self.program.operations if one.verb == ANALYZE)
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         graph_module = self.anatomy.graph_module
         actions = tuple(work.action(graph_module) for work in self.works)

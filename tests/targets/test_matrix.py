@@ -20,7 +20,7 @@ from surgery.diagnostics import RefusalError
 from surgery.models import LoadedModel
 from surgery.session.parity import TOLERANCES, shortened
 from surgery.session.prepare import prepare
-from surgery.session.rewrite import choose, context_of, reference, rewrite
+from surgery.session.rewrite import choose, context_of, references, rewrite
 from surgery.verify.outputs import tensors_of
 
 transformers = pytest.importorskip("transformers")
@@ -201,7 +201,8 @@ def cut(name: str, what: str, dtype: torch.dtype) -> tuple[GraphModule, GraphMod
     context = context_of(prepared)
     choices = choose(prepared, context)
     actions = [work.action(prepared.anatomy.graph_module) for work in prepared.works]
-    return rewrite(prepared, choices, context), reference(prepared, choices, context), actions
+    ((_, compact, masked),) = references(prepared, choices, rewrite(prepared, choices, context), context)
+    return compact, masked, actions
 
 
 def fed(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
