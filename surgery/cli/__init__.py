@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as pressed:
+        print(str(pressed) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         return _report(_refused(error), arguments)

@@ -10,6 +10,9 @@ EXAMPLE = """
 surgery apply specs/quickstart.surgery --out build/quickstart
 surgery apply plan.json --out build/quickstart          just what was planned, or nothing
 
+surgery apply heal.surgery --checkpoints run           Ctrl-C, and the same again goes on from there
+torchrun --nproc-per-node=2 -m surgery apply heal.surgery --out build/healed
+
 A spec that only analyses leaves the model as it is: its bundle holds the report and the untouched model.
 `require latency` means one forward pass, eager, at batch 1; `require memory` the peak of one at batch 32.
 """
@@ -30,6 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--no-controls", action="store_true", help="do not measure the controls")
     parser.add_argument("--no-timing", action="store_true", help="do not measure latency and memory")
     parser.add_argument("--no-compile", action="store_true", help="do not measure latency under torch.compile")
+    parser.add_argument(
+        "--checkpoints", metavar="FOLDER", type=Path, help="where training keeps its state, and goes on from it"
+    )
     parser.add_argument("--print-after", metavar="PASS", help="print the graph behind each pass of this name, or `all`")
 
 
@@ -37,29 +43,49 @@ def run(args: Namespace) -> int:
     from surgery.cli.progress import bar
     from surgery.diagnostics import UnprovenError
     from surgery.session.operate import operate
+    from surgery.training.processes import joined
 
-    _refuse_place(args)
-    prepared = _prepared(args)
-    try:
-        with bar(args) as progress:
-            result = operate(
-                prepared,
-                data=args.data,
-                controls=not args.no_controls,
-                timing=not (args.no_timing or args.locked),
-                compiled=not args.no_compile,
-                after=_printer(args),
-                progress=progress,
-            )
-    except UnprovenError as error:
-        if getattr(error, "report", None):
-            _print(args, error.report)
-        raise
+    with joined() as first:
+        if not first:
+            return _beside(args)
+        _refuse_place(args)
+        prepared = _prepared(args)
+        try:
+            with bar(args) as progress:
+                result = operate(prepared, **_options(args), after=_printer(args), progress=progress)
+        except UnprovenError as error:
+            if getattr(error, "report", None):
+                _print(args, error.report)
+            raise
     if args.out:
         result.save(args.out, overwrite=args.overwrite, timings=not args.locked, pt2=args.pt2)
     _print(args, result.report)
     if not (args.out or args.quiet or args.json):
         print(f"to save the result: `surgery apply {args.spec} --out FOLDER`", file=sys.stderr)
+    return 0
+
+
+def _options(args: Namespace) -> dict[str, Any]:
+    return {
+        "data": args.data,
+        "controls": not args.no_controls,
+        "timing": not (args.no_timing or args.locked),
+        "compiled": not args.no_compile,
+        "checkpoints": args.checkpoints,
+    }
+
+
+def _beside(args: Namespace) -> int:
+    """Train beside the first of the processes that torchrun started, and leave clock, report and bundle to it."""
+    from dataclasses import replace
+
+    from surgery.session.operate import operate
+    from surgery.session.requirements import CLOCKED
+
+    prepared = _prepared(args)
+    judged = tuple(require for require in prepared.program.requires if require.metric not in CLOCKED)
+    program = replace(prepared.program, requires=judged)
+    operate(replace(prepared, program=program), **_options(args) | {"timing": False})
     return 0
 
 

@@ -22,7 +22,10 @@ class Evaluated:
 
 
 class Objective(Protocol):
-    """`total` is linear in the loss and the penalty of a micro-batch, so that parts of a step can be added up."""
+    """`total` is linear in the loss and the penalty of a micro-batch, so that parts of a step can be added up.
+    `penalty` is what a penalty is called in the progress, in per cent."""
+
+    penalty: str
 
     def total(self, loss: Tensor, penalty: Tensor | None) -> Tensor:
         """The scalar whose gradient is followed."""
@@ -57,6 +60,8 @@ class Objective(Protocol):
 
 class Recovery:
     """Minimise the loss; a penalty that the graph returns is added as it is. The best state has the lowest held-out loss."""
+
+    penalty = "penalty"
 
     def total(self, loss: Tensor, penalty: Tensor | None) -> Tensor:
         return loss if penalty is None else loss + penalty
@@ -100,6 +105,7 @@ class Constrained:
     multiplier: float = 1.0
     violation: float = 0.0
 
+    penalty = "edges"
     MEMORY = 0.9
     RATE = 0.02
     GAIN = 10.0

@@ -3,6 +3,8 @@
 Each process goes through the same steps with its own rows; each ends with the same weights; the first one writes.
 """
 
+import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +31,23 @@ def place() -> int:
     return distributed.get_rank() if count() > 1 else 0
 
 
-def join() -> None:
-    """Enter the group that `torchrun` started this process for, if it did. Uses NCCL where there is a GPU, else Gloo."""
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or not distributed.is_available() or distributed.is_initialized():
+@contextmanager
+def joined() -> Iterator[bool]:
+    """In the group that `torchrun` started this process for, if it did; yields whether this is the first of them.
+
+    Uses NCCL where there is a GPU, else Gloo. A group that is there already is left as it is.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) < 2 or not distributed.is_available() or distributed.is_initialized()
+    if alone:
+        yield place() == 0
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield place() == 0
+    finally:
+        distributed.destroy_process_group()
 
 
 @dataclass(eq=False)
@@ -111,15 +123,18 @@ class Processes:
         distributed.all_reduce(told)
         return (told / self.world).tolist()
 
-    def agree(self, step: int) -> None:
-        """Wait for all. Raises SurgeryError (S812) in each process where they would not go on from the same step."""
-        mean, squared = self.mean([float(step), float(step) ** 2])
-        if squared - mean**2 > 0.1:
-            raise SurgeryError(
-                "the processes do not see the same checkpoint",
-                code="S812",
-                help="keep it in a folder that all of them read, on a file system they share",
-            )
+    def agree(self, step: int, identity: Mapping[str, Any]) -> None:
+        """Wait for all. Raises SurgeryError (S812) in each process where they would not train the same from the same step:
+        they would wait for one another for ever."""
+        text = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+        for value, what in ((float(step), "checkpoint"), (float(int(text[:4], 16)), "model, data or settings")):
+            mean, squares = self.mean([value, value**2])
+            if squares - mean**2 > 0.1:
+                raise SurgeryError(
+                    f"the processes do not see the same {what}",
+                    code="S812",
+                    help="start each with the same command, and keep checkpoints on a file system that they share",
+                )
 
     def whole(self, tensor: Tensor) -> Tensor:
         """A tensor of a parameter's form (a weight, a moment), all of it, in every process."""

@@ -7,23 +7,27 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C was pressed. A second Ctrl-C interrupts at once.
+def deferred_interrupt(*more: signal.Signals) -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C was pressed, or one of `more` was sent, such as the SIGTERM of torchrun
+    and of batch systems. A second one of the same kind takes effect at once.
 
-    Off the main thread, and where the process was told to ignore Ctrl-C, nothing changes and the answer stays False.
+    Off the main thread, and where the process was told to ignore a signal, nothing changes and the answer stays False.
     """
     pressed = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+    if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
         return
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, *more)}
 
-    def press(*_: object) -> None:
+    def press(kind: int, _: object) -> None:
         pressed.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(kind, before[kind])
 
-    signal.signal(signal.SIGINT, press)
+    heard = [kind for kind, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for kind in heard:
+        signal.signal(kind, press)
     try:
         yield pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for kind in heard:
+            signal.signal(kind, before[kind])

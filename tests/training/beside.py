@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed
 
+from surgery.diagnostics import SurgeryError
 from surgery.training.engine import penalized, train
 from surgery.training.objective import Constrained, Recovery
-from surgery.training.processes import join
+from surgery.training.processes import joined
 from surgery.training.settings import Settings
 
 PLAN = {"steps": 6, "rate": 3e-3, "batch": 8, "evaluate_every": 3, "checkpoint_every": 3}
@@ -44,29 +45,33 @@ def given():
     return graph, taught.calibration(graph, 40, attention_mask=mask)
 
 
-def case(name, shard="none", checkpoint=None):
+def case(name, shard="none", checkpoint=None, seed=0):
     """Train one of CASES in this process's group."""
     graph, data = given()
-    settings = Settings(**PLAN, **CASES[name], shard=shard, checkpoint=checkpoint)
+    settings = Settings(**PLAN, **CASES[name], shard=shard, checkpoint=checkpoint, seed=seed)
     objective = Constrained(target=4.0) if name == "constrained" else Recovery()
     return train(graph, data, settings, objective, forward=penalized, whole=("gate",))
 
 
 def main(out: Path) -> None:
-    join()
     for shard in ("none", "fsdp"):
         for name in CASES:
             trained = case(name, shard)
             told = {key: torch.tensor([row[key] for row in trained.history]) for key in ("loss", "penalty")}
-            tensors = {**trained.weights, **told}
-            save_file({key: value.contiguous() for key, value in tensors.items()},
-                      out / f"{name}-{shard}-{distributed.get_rank()}.safetensors")  # fmt: skip
+            save(out / f"{name}-{shard}-{distributed.get_rank()}.safetensors", {**trained.weights, **told})
         case("plain", shard, out / f"kept-{shard}")
         again = case("plain", shard, out / f"kept-{shard}")
-        save_file({key: value.contiguous() for key, value in again.weights.items()},
-                  out / f"again-{shard}-{distributed.get_rank()}.safetensors")  # fmt: skip
-    distributed.destroy_process_group()
+        save(out / f"again-{shard}-{distributed.get_rank()}.safetensors", again.weights)
+    try:
+        case("plain", seed=distributed.get_rank())
+    except SurgeryError as error:
+        (out / f"refused-{distributed.get_rank()}").write_text(error.diagnostics[0].message)
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with joined():
+        main(Path(sys.argv[1]))

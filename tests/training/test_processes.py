@@ -73,6 +73,11 @@ def test_the_first_process_writes_the_checkpoint_and_all_go_on_from_it(shard, to
     assert all(torch.equal(mine.weights[key], first[key]) for key in mine.weights), "one process reads it too"
 
 
+def test_processes_that_would_train_differently_are_refused_rather_than_left_waiting(together):
+    told = [(together / f"refused-{rank}").read_text() for rank in range(TWO)]
+    assert told == ["the processes do not see the same model, data or settings"] * TWO
+
+
 def test_a_model_is_not_shared_out_in_one_process():
     import taught
 

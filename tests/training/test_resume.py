@@ -54,7 +54,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(changes, dtype, data, tm
     whole = train(graph, data, plan, Recovery(), before_step=noisy)
     kept = replace(plan, checkpoint=tmp_path / "run")
     told = interrupted(graph, data, kept, Recovery(), 7, before_step=noisy)
-    assert told == "training was interrupted at step 8; run the same again to go on from there"
+    assert told == "training was interrupted at step 8 of 14; run the same again to go on from there"
     assert [path.name for path in kept.checkpoint.iterdir()] == ["step-000008"]
     resumed = train(graph, data, kept, Recovery(), before_step=noisy)
     assert taught.same(whole.weights, resumed.weights) and whole.best == resumed.best and whole.start == resumed.start
