@@ -1,13 +1,14 @@
 """What findings about edges of attention, about training and about induction say: in words, for terminal and page."""
 
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from surgery.report import wording
 
-LEVELS = ((0.0, "·", "none kept"), (0.001, "░", "under 0.1 %"), (0.01, "▒", "under 1 %"), (0.1, "▓", "under 10 %"))
-MOST = ("█", "10 % or more")
-"""A head's mark by the share of its possible edges that is kept; the first level that reaches it."""
+MARKS = "·░▒▓█"
+DECADES, QUARTERS = (0.0, 0.001, 0.01, 0.1), (0.0, 0.25, 0.5, 0.75)
+"""A head's mark by the share of its possible edges that is kept: that of the first limit it does not exceed, or the
+last. Quarters where most heads keep over a tenth."""
 
 NORMALIZED = {
     "all": (
@@ -46,15 +47,23 @@ def measured_on(found: dict) -> str:
     return f"counted on {wording.plural(found['rows'], 'row')} of {wording.plural(found['length'], 'token')}"
 
 
-def mark(share: float) -> str:
+def limits(found: dict) -> tuple[float, ...]:
+    """The scale of a finding's marks."""
+    shares = [share for site in found["sites"] for share in site["kept"] if share]
+    return QUARTERS if shares and median(shares) > DECADES[-1] else DECADES
+
+
+def mark(share: float, scale: tuple[float, ...] = DECADES) -> str:
     """A head in a strip."""
-    return next((sign for limit, sign, _ in LEVELS if share <= limit), MOST[0])
+    return next((sign for limit, sign in zip(scale, MARKS, strict=False) if share <= limit), MARKS[-1])
 
 
 def legend(found: dict) -> str:
     """The marks that occur in the strips of a finding."""
-    used = {mark(share) for site in found["sites"] for share in site["kept"]}
-    return ", ".join(f"{sign} {name}" for sign, name in ((*[level[1:] for level in LEVELS], MOST)) if sign in used)
+    scale = limits(found)
+    used = {mark(share, scale) for site in found["sites"] for share in site["kept"]}
+    names = ["none kept", *(f"under {wording.kept(limit)}" for limit in scale[1:]), f"{wording.kept(scale[-1])} or more"]
+    return ", ".join(f"{sign} {name}" for sign, name in zip(MARKS, names, strict=True) if sign in used)
 
 
 def site_name(site: dict) -> str:
@@ -89,6 +98,20 @@ def lowered(found: dict) -> list[str]:
         if site.get("lowered"):
             groups.setdefault(site["lowered"], []).append(site_name(site))
     return [f"{_layers(names)}: {text}" for text, names in groups.items()]
+
+
+def lowered_briefly(found: dict) -> list[str]:
+    """The same, a sentence per form, "edge" or "dense", with the numbers of the first of its layers."""
+    groups: dict[str, list[dict]] = {}
+    for site in found["sites"]:
+        if site.get("lowered"):
+            groups.setdefault(site["lowered"].partition(":")[0], []).append(site)
+    told = []
+    for sites in groups.values():
+        alike = len({site["lowered"] for site in sites}) == 1
+        those = f" (of {_layers([site_name(sites[0])])})" if not alike else ""
+        told.append(f"{_layers([site_name(site) for site in sites])}: {sites[0]['lowered']}{those}")
+    return told
 
 
 def summary(found: dict) -> str:

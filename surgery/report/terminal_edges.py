@@ -16,8 +16,8 @@ def edges_section(sheet: Sheet, found: dict) -> None:
     for text in filter(None, (edges.asked(found), edges.measured_on(found))):
         sheet.line(f"  {text}")
     columns = ["layer", "heads", "kept", "per head", "mass kept"]
-    sheet.table(columns, [_layer_row(sheet, site) for site in found["sites"]], left=2)
-    told = [f"heads: {edges.legend(found)}", edges.dead_sentence(found), *edges.lowered(found)]
+    sheet.table(columns, [_layer_row(sheet, site, edges.limits(found)) for site in found["sites"]], left=2)
+    told = [f"heads: {edges.legend(found)}", edges.dead_sentence(found), *edges.lowered_briefly(found)]
     for text in filter(None, (*told, edges.NORMALIZED.get(found.get("normalize"), ""))):
         sheet.line(f"  {text}", "dim")
 
@@ -47,9 +47,9 @@ def induction_section(sheet: Sheet, found: dict) -> None:
         sheet.line(f"  {wording.plural(len(rows) - HEADS, 'head')} with lower scores not shown", "dim")
 
 
-def _layer_row(sheet: Sheet, site: dict) -> list[str | Text]:
+def _layer_row(sheet: Sheet, site: dict, scale: tuple[float, ...]) -> list[str | Text]:
     kept, mass = site["kept"], edges.mean_mass(site)
-    marks = "".join(map(edges.mark, kept))
+    marks = "".join(edges.mark(share, scale) for share in kept)
     strip = "\n".join(marks[start : start + STRIP] for start in range(0, len(marks), STRIP))
     span = f"{wording.kept(min(kept))} to {wording.kept(max(kept))}"
     mean = wording.kept(sum(kept) / len(kept))

@@ -120,10 +120,37 @@ def test_what_was_added_is_not_told_as_kept_or_removed(sparse):
     assert 'class="key"' not in page and 'class="bar"' not in page
 
 
-def test_a_strip_marks_every_head_by_its_decade():
-    shares = [0.0, 0.0005, 0.001, 0.005, 0.05, 0.5, 1.0]
-    assert "".join(map(edges.mark, shares)) == "·░░▒▓██"
-    assert edges.legend({"sites": [{"kept": [0.0, 0.5]}]}) == "· none kept, █ 10 % or more"
+SCALES = [
+    (edges.DECADES, [0.0, 0.0005, 0.001, 0.005, 0.05, 0.5, 1.0], "·░░▒▓██"),
+    (edges.QUARTERS, [0.0, 0.0005, 0.25, 0.3, 0.6, 0.8, 1.0], "·░░▒▓██"),
+]
+
+
+@pytest.mark.parametrize(("scale", "shares", "strip"), SCALES)
+def test_a_strip_marks_every_head(scale, shares, strip):
+    assert "".join(edges.mark(share, scale) for share in shares) == strip
+
+
+LEGENDS = [
+    ([0.0, 0.05], edges.DECADES, "· none kept, ▓ under 10 %"),
+    ([0.0, 0.3, 0.5], edges.QUARTERS, "· none kept, ▒ under 50 %"),
+    ([0.0, 0.0], edges.DECADES, "· none kept"),
+    ([1.0], edges.QUARTERS, "█ 75 % or more"),
+]
+
+
+@pytest.mark.parametrize(("kept", "scale", "legend"), LEGENDS)
+def test_marks_are_explained_on_the_scale_that_tells_heads_apart(kept, scale, legend):
+    found = {"sites": [{"kept": kept}]}
+    assert edges.limits(found) == scale and edges.legend(found) == legend
+
+
+def test_reasons_with_numbers_of_their_own_are_one_line_in_the_terminal():
+    found = edge_samples.edges(3)
+    for site, text in zip(found["sites"], ("edge: 3.0x dense", "edge: 2.6x dense", "dense: 0.9x"), strict=True):
+        site["lowered"] = text
+    assert len(edges.lowered(found)) == 3
+    assert edges.lowered_briefly(found) == ["layers 0, 1: edge: 3.0x dense (of layer 0)", "layer 2: dense: 0.9x"]
 
 
 def test_page_is_self_contained_small_and_the_same_every_time(large, sparse):
