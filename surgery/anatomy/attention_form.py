@@ -78,7 +78,7 @@ def forms_of(graph_module: GraphModule, site: Site) -> tuple[AttentionForm | Obs
 def _form(site: Site, product: Node) -> AttentionForm | Obstacle:
     if is_op(product, aten.scaled_dot_product_attention):
         return _fused(site, product)
-    softmax = _softmax_behind(product)
+    softmax = softmax_behind(product)
     if softmax is None:
         return Obstacle(site.name, product, "no softmax is found behind it")
     rank = len(shape(softmax) or ())
@@ -87,9 +87,9 @@ def _form(site: Site, product: Node) -> AttentionForm | Obstacle:
     heads = _head_axes(shape(softmax), site)
     if heads is None:
         return Obstacle(site.name, softmax, "its heads do not stand on axes of their own")
-    values = [node for node in _operands(product) if softmax not in tensor_ancestors(node)]
-    if len(values) != 1:
-        return Obstacle(site.name, product, "it multiplies attention with no values")
+    weights, *values = _operands(product)
+    if len(values) != 1 or softmax not in tensor_ancestors(weights) or softmax in tensor_ancestors(values[0]):
+        return Obstacle(site.name, product, "it does not multiply attention with values, in this order")
     return AttentionForm(site.name, product, softmax, values[0], heads)
 
 
@@ -148,7 +148,7 @@ def _operands(product: Node) -> tuple[Node, ...]:
     return tuple(product.args[1:3] if is_op(product, aten.baddbmm) else product.args[:2])
 
 
-def _softmax_behind(product: Node) -> Node | None:
+def softmax_behind(product: Node) -> Node | None:
     """The softmax whose weights are multiplied with the values, through casts and dropout alone."""
     for operand in _operands(product):
         node, steps = operand, 0
@@ -156,6 +156,7 @@ def _softmax_behind(product: Node) -> Node | None:
             if is_op(node, *SOFTMAXES):
                 return node
             sources = [each for each in tensor_inputs(node) if value(each).dtype.is_floating_point]
+            sources = sources[:1] if is_op(node, aten.div) else sources  # by their own sum
             if len(sources) != 1 or is_op(node, *PRODUCTS, aten.linear):
                 break
             node, steps = sources[0], steps + 1

@@ -17,6 +17,7 @@ from surgery.kernels.operators import (
     block_attention,
     block_linear,
     edge_attention,
+    gated_attention,
     gathered_ffn,
     pack_modulation,
     packed_modulation,
@@ -113,3 +114,34 @@ def choose_modulation(c: Tensor, weights: list[Tensor], biases: list[Tensor], **
         device=c.device,
         **options,
     )
+
+
+def choose_gated(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool, **options: Any) -> Decision:
+    """Attention under gates: `gated` (one call that keeps no scores) or `dense` (scores, softmax and gates written out).
+
+    q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D]. What a gate keeps does not matter: all scores are needed to know it.
+    """
+    bias = torch.zeros(q.shape[1])
+    batch, heads, queries, dim = q.shape
+    shape = {"B": batch, "H": heads, "KV": k.shape[1], "Sq": queries, "Sk": k.shape[2], "D": dim, "causal": int(causal)}
+    return choose(
+        Question("gated attention", shape, dtype_name(q.dtype), 1.0),
+        lambda: gated_written_out(q, k, v, bias, scale, causal),
+        {"gated": lambda: gated_attention(q, k, v, bias, scale=scale, causal=causal, count=False)},
+        device=q.device,
+        **options,
+    )
+
+
+def gated_written_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, causal: bool) -> Tensor:
+    """As a rewritten graph has it where it is not lowered."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    logits = torch.matmul(q.to(wide), k.to(wide).transpose(-2, -1)) * scale
+    if causal:
+        places = torch.arange(logits.shape[-1], device=q.device)
+        logits = torch.where(places <= places[: logits.shape[-2], None], logits, torch.finfo(wide).min)
+    weights = torch.where(logits + bias.view(-1, 1, 1) > 0, logits.softmax(-1), 0.0)
+    return torch.matmul(weights.to(v.dtype), v)

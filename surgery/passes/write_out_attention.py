@@ -40,7 +40,7 @@ class WriteOutAttention:
 
 
 def write_out(graph: Graph, form: AttentionForm, triangles: dict[tuple[str, ...], Node] | None = None) -> Node:
-    """Put plain operators in place of a call; returns the product. Calls of one length share a triangle of `triangles`."""
+    """Put plain operators in place of a call; returns the softmax. Calls of one length share a triangle of `triangles`."""
     call, stored = form.product, value(form.query).dtype
     wide = torch.promote_types(stored, torch.float32)
     with graph.inserting_before(call):
@@ -53,13 +53,13 @@ def write_out(graph: Graph, form: AttentionForm, triangles: dict[tuple[str, ...]
         scores = graph.call_function(aten.matmul.default, (query, turned))
         scores = graph.call_function(aten.mul.Tensor, (scores, form.scale))
         logits, seen = _masked(graph, form, scores, wide, {} if triangles is None else triangles)
-        weights = graph.call_function(aten.softmax.int, (logits, -1))
+        weights = softmax = graph.call_function(aten.softmax.int, (logits, -1))
         if seen is not None:
             weights = graph.call_function(aten.where.ScalarOther, (seen, weights, 0.0))
         weights = _cast(graph, weights, wide, stored)
     call.target, call.args, call.kwargs = aten.matmul.default, (weights, values), {}
     _reshape_behind(call)
-    return call
+    return softmax
 
 
 def _masked(

@@ -44,6 +44,8 @@ LAZILY = {
     ("operations", "passes"): "the same",
     ("operations", "analyses"): "the same",
     ("operations", "targets"): "the same",
+    ("passes", "kernels"): "a pass names the operator that it puts in",
+    ("targets", "lowering"): "a site is lowered where that measured faster",
     ("bundle", "generation"): "a loaded decoder generates",
     ("bundle", "reload"): "a loaded model can be handed to the library it came from",
     ("models.schemes", "bundle"): "a saved bundle is one of the models that can be opened",

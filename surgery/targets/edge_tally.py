@@ -1,0 +1,192 @@
+"""What gates keep, counted on data: edges, attention mass and maps per head, and where an induction head looks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn.functional import adaptive_avg_pool2d
+
+from surgery.anatomy.graphs import placeholders
+from surgery.passes.gate_edges import MARK
+from surgery.passes.sample_gates import HIDDEN
+from surgery.targets.calibration import Calibration
+
+MAP = 64
+ROWS = 64
+"""Rows of calibration data that are counted on; more take time and change little."""
+
+
+@dataclass(eq=False)
+class Tally:
+    """Of one site's heads [H], over all rows so far: edges kept and possible, mass kept over queries, maps' sums [H, S, S]."""
+
+    kept: Tensor
+    possible: Tensor
+    mass: Tensor
+    queries: int
+    dense: Tensor
+    frequency: Tensor
+    rows: int
+
+    def share(self) -> Tensor:
+        """Of the edges that can exist, those kept, per head."""
+        return self.kept / self.possible.clamp_min(1)
+
+    def document(self) -> dict[str, Any]:
+        """As a finding holds it; maps are scaled to each head's largest value."""
+        share = self.share()
+        return {
+            "heads": len(share),
+            "kept": share.tolist(),
+            "mass": (self.mass / max(1, self.queries)).tolist(),
+            "dead": (self.kept == 0).nonzero()[:, 0].tolist(),
+            "map": _map(self.dense / self.rows, self.frequency / self.rows),
+        }
+
+
+def tally(graph_module: GraphModule, calibration: Calibration) -> dict[str, Tally]:
+    """By gate path; the graph is one whose gates are all written out (see GateEdges)."""
+    found: dict[str, Tally] = {}
+    for path, kept, weights, possible in watched(graph_module, few(calibration)):
+        one = _count(kept & possible, weights, possible)
+        found[path] = _added(found[path], one) if path in found else one
+    return found
+
+
+def watched(graph_module: GraphModule, inputs: Any) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """(path, kept, attention weights, edges that can exist), [B, H, Sq, Sk] each, of every gate in every batch."""
+    for given in inputs:
+        watch = _Watch(graph_module)
+        watch.run(*_values(graph_module, given), enable_io_processing=False)
+        yield from watch.seen
+
+
+def few(calibration: Calibration) -> Iterator[Mapping[str, Any]]:
+    """Batches of the first rows."""
+    left = ROWS
+    for given in calibration:
+        if left <= 0:
+            return
+        left -= next(len(value) for value in given.values() if isinstance(value, Tensor) and value.dim())
+        yield given
+
+
+def induction(graph_module: GraphModule, calibration: Calibration, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """(dense, sparse) per head and path: mean attention from the second half of a repeated random sequence to the token
+    behind its first occurrence. Empty where the model reads more than tokens."""
+    tokens = calibration.inputs.get("input_ids")
+    others = {name for name in calibration.inputs if name != "input_ids" and not name.endswith("mask")}
+    if calibration.task != "causal-lm" or tokens is None or others or tokens.shape[1] < 6:
+        return {}
+    half = tokens.shape[1] // 2
+    known = tokens.unique()
+    drawn = torch.randint(len(known), (16, half), generator=torch.Generator().manual_seed(seed))
+    repeated = known[drawn].repeat(1, 2)
+    given = {name: torch.ones_like(repeated) for name in calibration.inputs} | {"input_ids": repeated}
+    named = {name: given.get(name, option) for name, option in calibration.options.items()} | given
+    queries = torch.arange(half, 2 * half - 1)
+    found = {}
+    for path, kept, weights, _ in watched(graph_module, [named]):
+        if weights.shape[-2] == weights.shape[-1] == 2 * half:
+            dense, sparse = (each[:, :, queries, queries - half + 1] for each in (weights, weights * kept))
+            found[path] = dense.mean((0, 2)), sparse.mean((0, 2))
+    return found
+
+
+def thresholds(graph_module: GraphModule, calibration: Calibration, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Per path and head the attention weight that this share of the possible edges is above."""
+    seen: dict[str, list[Tensor]] = {}
+    for path, _, weights, possible in watched(graph_module, few(calibration)):
+        seen.setdefault(path, []).append(torch.where(possible, weights, -1.0).transpose(0, 1).flatten(1))
+    return {path: _quantiles(torch.cat(parts, 1), shares[path]) for path, parts in seen.items()}
+
+
+def _quantiles(weights: Tensor, shares: Tensor) -> Tensor:
+    """Of weights [H, n], -1 where there is no edge, the largest that is left out; 1 where none is kept."""
+    found = torch.ones(len(weights))
+    for head, share in enumerate(shares.tolist()):
+        there = weights[head][weights[head] >= 0]
+        keep = round(share * len(there))
+        if keep:
+            ordered = there.sort(descending=True).values
+            found[head] = ordered[keep] if keep < len(ordered) else -1.0
+    return found
+
+
+class _Watch(Interpreter):
+    def __init__(self, graph_module: GraphModule) -> None:
+        super().__init__(graph_module)
+        gated = [node for node in graph_module.graph.nodes if MARK in node.meta]
+        self.logits = {node.args[1].args[0] for node in gated}
+        self.held: dict[Node, Tensor] = {}
+        self.seen: list[tuple[str, Tensor, Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def run_node(self, n: Node) -> Any:
+        if MARK in n.meta:
+            kept, softmax, _ = n.args
+            weights = self.env[softmax].float()
+            possible = self.held[softmax.args[0]] > HIDDEN
+            self.seen.append((n.meta[MARK], *map(_heads, (self.env[kept].expand_as(weights), weights, possible))))
+        value = super().run_node(n)
+        if n in self.logits:
+            self.held[n] = value
+        return value
+
+
+def _heads(tensor: Tensor) -> Tensor:
+    """[B, .., Sq, Sk] with all axes of heads in one."""
+    return tensor[:, None] if tensor.dim() == 3 else tensor.flatten(1, -3)
+
+
+def _values(graph_module: GraphModule, given: Mapping[str, Any]) -> list[Any]:
+    placed = Calibration(given).placed(graph_module, given)
+    return [placed[node] for node in placeholders(graph_module)]
+
+
+def _count(kept: Tensor, weights: Tensor, possible: Tensor) -> Tally:
+    """Of one batch [B, H, Sq, Sk]."""
+    kept, possible = (each.expand_as(weights) for each in (kept, possible))
+    queries = possible.any(-1).any(1).sum()
+    return Tally(
+        kept.sum((0, 2, 3)).double(),
+        possible.sum((0, 2, 3)).double(),
+        (weights * kept).sum((0, 2, 3), dtype=torch.float64),
+        int(queries),
+        weights.sum(0, dtype=torch.float64),
+        kept.sum(0, dtype=torch.float64),
+        len(weights),
+    )
+
+
+def _added(one: Tally, other: Tally) -> Tally:
+    size = [max(pair) for pair in zip(one.dense.shape, other.dense.shape, strict=True)]
+    return Tally(
+        one.kept + other.kept,
+        one.possible + other.possible,
+        one.mass + other.mass,
+        one.queries + other.queries,
+        _padded(one.dense, size) + _padded(other.dense, size),
+        _padded(one.frequency, size) + _padded(other.frequency, size),
+        one.rows + other.rows,
+    )
+
+
+def _padded(tensor: Tensor, size: list[int]) -> Tensor:
+    room = tensor.new_zeros(size)
+    room[:, : tensor.shape[1], : tensor.shape[2]] = tensor
+    return room
+
+
+def _map(dense: Tensor, kept: Tensor) -> dict[str, Any]:
+    size = min(MAP, max(dense.shape[-2:]))
+    return {"size": size, "dense": _bytes(dense, size), "kept": _bytes(kept, size)}
+
+
+def _bytes(maps: Tensor, size: int) -> list:
+    pooled = adaptive_avg_pool2d(maps[None], size)[0]
+    scaled = pooled / pooled.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    return scaled.mul(255).round().to(torch.uint8).tolist()
