@@ -1,0 +1,44 @@
+"""The page on sparse attention quotes the report and messages word for word; each is produced here."""
+
+import re
+from pathlib import Path
+
+import edge_samples
+import pytest
+from test_report_terminal import printed
+
+import surgery
+from surgery.report import edges
+from surgery.report.terminal import render
+from surgery.training.objective import Constrained
+
+TEXT = (Path(__file__).parents[2] / "docs" / "sparse-attention.md").read_text(encoding="utf-8")
+PAGE = re.sub(r"\s+", " ", TEXT)
+
+
+def test_the_excerpt_of_a_report_is_what_a_report_looks_like(sample):
+    shown = printed(render, sample | {"findings": [edge_samples.edges()]}).splitlines()
+    excerpt = [line[4:] for line in TEXT.splitlines() if line.startswith("    ") and "attention edges" in line or "▓▒▒░" in line]
+    assert len(excerpt) == 2
+    assert all(line.rstrip() in [each.rstrip() for each in shown] for line in excerpt)
+
+
+def test_warnings_and_reasons_are_quoted_as_they_are_told():
+    never = edge_samples.training()
+    for row in never["history"]:
+        row["feasible"] = False
+    assert edges.warnings(never)[0] in PAGE
+    for normalize, text in edges.NORMALIZED.items():
+        assert normalize in PAGE and any(part in PAGE for part in re.split(r"[:,] ", text))
+    assert edges.multipliers(never).split(" 1.1")[0] in PAGE
+
+
+def test_the_objective_is_written_as_it_is_coded():
+    memory, rate, gain = (f"{value:g}".lstrip("0") for value in (Constrained.MEMORY, Constrained.RATE, Constrained.GAIN))
+    assert f"c = {memory} c + .1 (loss − target)" in PAGE
+    assert f"clip(λ · exp({rate} · clip({gain} c, −1, 1)), {Constrained.LEAST:g}, {Constrained.MOST:g})".replace("0.01", ".01") in PAGE
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in TEXT.splitlines() if line.startswith("    sparsify")])
+def test_clauses_of_the_page_are_good_ones(line):
+    assert surgery.check(line).operations[0].verb == "sparsify"
