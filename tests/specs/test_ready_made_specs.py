@@ -12,13 +12,22 @@ from surgery.layout import shelf
 SPECS = sorted(path for path in shelf("specs").iterdir() if path.suffix in (".surgery", ".yaml"))
 SHIPPED = [path for path in SPECS if "model hf:" not in path.read_text(encoding="utf-8")]
 """The others need a model from elsewhere and have tests of their own."""
+FEW = {
+    r"samples=\d+": "samples=6 steps=2",
+    r"(data (?:tasks|stdlib)) .*": r"\1 samples=24 calibration=16",
+    r"(?<!samples=6 )steps=\d+": "steps=2",
+    r"batch=\d+": "batch=4",
+}
+"""What a spec asks for, and what is enough to see that it runs."""
 ON_SAMPLES = ("accuracy", "frechet", "loss", "denoising loss", "paired error")
 
 
 def quick(path) -> Source:
-    """The spec with few samples and few sampling steps."""
+    """The spec with few samples, few sampling steps and few steps of training."""
     text = path.read_text(encoding="utf-8")
-    return Source(path.name, re.sub(r"samples=\d+", "samples=6 steps=2", text))
+    for pattern, few in FEW.items():
+        text = re.sub(pattern, few, text)
+    return Source(path.name, text)
 
 
 def test_there_are_specs():
