@@ -31,6 +31,13 @@ def runs(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield run(asked, tolerance, seed)
 
 
+def joined(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """Rows that other runs left, each with the command that measured it."""
+    for path in paths:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        yield from ({"command": document["command"]} | row for row in document["rows"])
+
+
 def run(asked: argparse.Namespace, tolerance: str, seed: int) -> dict[str, Any]:
     """Post-train, measure, and say what came of it."""
     import surgery
@@ -154,14 +161,14 @@ def plot(document: dict[str, Any], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     asked = arguments(argv)
     rows = []
-    for row in runs(asked):
+    for row in joined(asked.join) if asked.join else runs(asked):
         rows.append(row)
         if asked.json:
             print(json.dumps(row, ensure_ascii=False), flush=True)
         if asked.out:  # behind each run: what was measured is kept where a later one is interrupted
             write(asked, rows)
     if not asked.json:
-        table(summarised(rows), f"{asked.model}: edges kept and held-out loss, mean of {len(asked.seeds)} seeds")
+        table(summarised(rows), f"{asked.model}: edges kept and held-out loss, means over seeds")
     return 0
 
 
@@ -176,6 +183,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--options", default="", help="more of the clause, such as `steps=4000 batch=64 lr=1e-3`")
     parser.add_argument("--no-controls", action="store_true")
     parser.add_argument("--quick", action="store_true", help="one tolerance, one seed, 20 steps: a look at whether it runs")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="measure nothing: rows of these documents")
     parser.add_argument("--json", action="store_true", help="one JSON line per run")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON document, and a plot beside it (.svg)")
     asked = parser.parse_args(argv)

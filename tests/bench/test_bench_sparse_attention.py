@@ -69,6 +69,17 @@ def test_what_was_measured_is_written_behind_each_run(asked, tmp_path):
     assert len(document["rows"]) == 2 and "<svg" in out.with_suffix(".svg").read_text()
 
 
+def test_documents_of_runs_beside_each_other_are_joined(asked, tmp_path):
+    parts = [tmp_path / f"{tolerance}.json" for tolerance in ("0.01", "5%")]
+    for part in parts:
+        sparse_attention.main(["--tolerances", part.stem, "--seeds", "0", "--out", str(part)])
+    whole = tmp_path / "whole.json"
+    assert sparse_attention.main(["--join", *map(str, parts), "--out", str(whole)]) == 0
+    rows = json.loads(whole.read_text())["rows"]
+    assert [row["tolerance"] for row in rows] == ["0.01", "5%"] and all("bench" in row["command"] for row in rows)
+    assert len(asked) == 2, "nothing is measured again"
+
+
 def test_it_is_readable_as_a_table(asked, capsys):
     sparse_attention.main(["--tolerances", "0.01", "--seeds", "0"])
     text = capsys.readouterr().out
