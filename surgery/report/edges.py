@@ -152,8 +152,12 @@ def warnings(found: dict) -> list[str]:
     """What went wrong in a training: it stopped, its constraint was never met, or its multiplier hit a bound."""
     told = [] if found.get("state") in (None, "finished") else [f"training {found['state']}"]
     rows = judged(found)
-    if found.get("target") is not None and rows and not any(row.get("feasible") for row in rows):
+    if found.get("target") is None or not rows:
+        return told
+    if not any(row.get("feasible") for row in rows):
         told.append("no evaluated state met the constraint: the one with the lowest held-out loss was kept")
+    elif found["best_step"] == 0:
+        told.append("no later state that met the constraint kept fewer edges: weights are as they were at the beginning")
     return told
 
 

@@ -248,18 +248,8 @@ class Gates(OfClause):
         }
 
     def _trained(self, training: GateTraining) -> dict[str, Any]:
-        trained = training.trained
-        return {
-            "kind": "training",
-            "clause": self.clause,
-            "place": self.place,
-            "what": "gates",
-            "history": [dict(row) for row in trained.history],
-            "dense": training.dense,
-            "target": training.target,
-            "best_step": trained.best_step,
-            "state": trained.state,
-        }
+        told = training.trained.finding("gates", dense=training.dense, target=training.target)
+        return told | {"clause": self.clause, "place": self.place}
 
     def _induction(self, written_out: GraphModule, context: Context) -> Iterator[dict[str, Any]]:
         found = induction(written_out, context.calibration, self.options.seed)

@@ -200,8 +200,10 @@ def test_long_histories_are_drawn_thin():
 
 
 def test_a_beginning_that_stayed_the_best_is_told(sparse):
-    found = sparse["findings"][1] | {"best_step": 0, "history": sparse["findings"][1]["history"][:5]}
-    assert edges.summary(found).startswith("best at step 0 of 5 steps")
+    first = {"step": 0, "held_out_loss": 0.005, "held_out_penalty": 0.6, "feasible": True}
+    found = sparse["findings"][1] | {"best_step": 0, "history": [first, *sparse["findings"][1]["history"][:5]]}
+    assert edges.summary(found).startswith("best at step 0 of 5 steps, held-out loss 0.005")
+    assert edges.warnings(found)[0].endswith("weights are as they were at the beginning")
     assert "<svg" in html(sparse | {"findings": [found]})
 
 
