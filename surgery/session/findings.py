@@ -20,9 +20,9 @@ def embeddings_findings(prepared: Prepared, choices: Choices) -> list[dict[str, 
     from surgery.analyses.embeddings import analyze_embeddings
 
     found = []
-    for index, group in enumerate(tied(prepared.anatomy.of_kind("conditioning"))[:1]):
+    for group in tied(prepared.anatomy.of_kind("conditioning"))[:1]:
         grid = conditional_grid(prepared.anatomy, group, prepared.schedule)
-        choice = choices[index] if index < len(choices) else None
+        choice = chosen_for(prepared, choices, group.names)
         finding = analyze_embeddings(
             grid.time,
             grid.table,
@@ -30,11 +30,20 @@ def embeddings_findings(prepared: Prepared, choices: Choices) -> list[dict[str, 
             null_row=_null_row(prepared),
             activation=grid.features,
             first=_noisiest(prepared, grid),
-            kept=choice.keep if isinstance(choice, Choice) else None,
+            kept=choice.keep if choice else None,
             consumer_norms=_column_norms(grid),
         )
         found.append(finding | {"site": group.names[0]})
     return found
+
+
+def chosen_for(prepared: Prepared, choices: Choices, names: tuple[str, ...] | None = None) -> Choice | None:
+    """What a cut of class embeddings keeps: of the vectors of these names, or of any; None where none was cut."""
+    for work, choice in zip(prepared.works, choices, strict=True):
+        group = getattr(work, "group", None)
+        if group is not None and isinstance(choice, Choice) and names in (None, group.names):
+            return choice
+    return None
 
 
 def samples_finding(before: Any, after: Any, classes: int) -> dict[str, Any] | None:

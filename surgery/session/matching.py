@@ -45,7 +45,7 @@ def matched(
         lambda **inputs: first_tensor(student(**inputs)),
         lambda **inputs: first_tensor(prepared.anatomy.graph_module(**inputs)),
         parameters,
-        _states(prepared),
+        sampled_states(prepared),
         steps=ITERATIONS,
         seed=prepared.works[asking.index(True)].options.seed,
         progress=progress and (lambda step, error: progress(f"matching outputs, error {error:.1e}", step, ITERATIONS)),
@@ -95,7 +95,7 @@ def _value(student: GraphModule, name: str) -> Tensor:
     return attribute(student, name).detach().clone()
 
 
-def _states(prepared: Prepared) -> dict[str, Tensor]:
+def sampled_states(prepared: Prepared) -> dict[str, Tensor]:
     """Inputs of the network along its own sampling paths; random ones for a model that is not sampled from."""
     model = prepared.model
     if model.diffusion is None:

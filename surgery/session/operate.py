@@ -25,14 +25,13 @@ from surgery.session.evidence import (
     unmeasured,
 )
 from surgery.session.feeding import as_before, fed, files_of
-from surgery.session.findings import embeddings_findings, samples_finding
+from surgery.session.findings import chosen_for, embeddings_findings, samples_finding
 from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
 from surgery.session.requirements import judge, refuse_broken, refuse_unmeasurable
 from surgery.session.result import Result
 from surgery.session.rewrite import LOWERED, Choices, choose, context_of, references, rewrite, settled
 from surgery.session.search import is_searched, search
-from surgery.targets.choice import Choice
 from surgery.targets.context import Context, Progress, silent
 from surgery.targets.learned import Learned
 
@@ -184,6 +183,6 @@ def _measure(
 
 
 def _findings(prepared: Prepared, choices: Choices) -> list[dict[str, Any]]:
-    cut = any(isinstance(choice, Choice) for choice in choices)
-    found = embeddings_findings(prepared, choices) if prepared.analyses or cut else []
+    looked_at = prepared.analyses or chosen_for(prepared, choices)
+    found = embeddings_findings(prepared, choices) if looked_at else []
     return found + [dict(one) for choice in choices if isinstance(choice, Learned) for one in choice.findings]

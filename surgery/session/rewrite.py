@@ -14,6 +14,7 @@ from surgery.models.data import Data
 from surgery.operations import Phase
 from surgery.passes.joined import joined
 from surgery.passes.runner import Observer, run_passes
+from surgery.session.learning import seen_by
 from surgery.session.matching import asks_match, matched
 from surgery.session.prepare import Prepared
 from surgery.targets.calibration import BATCH, Calibration, any_length
@@ -46,7 +47,8 @@ def choose(prepared: Prepared, context: Context) -> Choices:
         choices = list(matched(prepared, made, rewrite(prepared, made, context, until=BEHIND), context.progress))
     for index in _behind(prepared):
         work = prepared.works[index]
-        seen = replace(context, rewritten=partial(_so_far, prepared, tuple(choices), context, index), passage=None)
+        rewritten = partial(_so_far, prepared, tuple(choices), context, index)
+        seen = seen_by(prepared, choices, context, rewritten=rewritten)
         choices[index] = work.choose(prepared.anatomy, seen)
     return tuple(choices)
 

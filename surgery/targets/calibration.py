@@ -76,6 +76,16 @@ class Calibration:
         """Over how many entries `loss` of a batch is a mean."""
         return weight_of(self.task, inputs, targets)
 
+    def next_tokens(self) -> Tensor | None:
+        """The targets that "causal-lm" implies, written out [N, T]: the next token, IGNORED where there is none or it is
+        padding; None for another task."""
+        ids = self.inputs.get("input_ids")
+        if self.task != "causal-lm" or ids is None:
+            return None
+        real = self.inputs.get(MASKS[0], torch.ones_like(ids))
+        held = ids.masked_fill(real == 0, IGNORED)
+        return torch.cat([held[:, 1:], torch.full_like(held[:, :1], IGNORED)], 1)
+
     @property
     def _shrinks(self) -> bool:
         """Whether padding can be left out: all inputs are [N, T] of one T, and a mask tells what is real."""

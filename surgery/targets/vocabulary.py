@@ -6,7 +6,7 @@ with it gives them; with `ids=old` it is fed the original's and maps them itself
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from math import ceil
 from typing import Any
@@ -26,13 +26,16 @@ from surgery.models.tokenizer_cut import alphabet_of, cut_tokenizer, merges_of
 from surgery.passes.cut_vocabulary import CutVocabulary, SelectVocabulary
 from surgery.passes.runner import Pass
 from surgery.plan.action import Action, TensorChange
-from surgery.targets.calibration import MASKS
+from surgery.targets.calibration import MASKS, Calibration
 from surgery.targets.choice import Candidate, Choice
 from surgery.targets.clause import SEARCHED, OfClause, refuse_options
 from surgery.targets.context import Context
+from surgery.targets.losses import IGNORED
 from surgery.targets.renumbered import Renumbered, substituted
 from surgery.targets.special_tokens import special_tokens, tokenizer_of, unknown_token
 
+WRITING = ("causal-lm", "masked-lm", "seq2seq-lm")
+"""Tasks whose targets are tokens."""
 CRITERIA = ("auto", "frequency", "magnitude", "random")
 
 
@@ -114,6 +117,18 @@ class Tokens(OfClause):
     def as_before(self, module: nn.Module, choice: Choice) -> nn.Module:
         """The rewritten model called like the original and answering like it, to be measured beside it."""
         return self._renumbered(module, choice) if self.remove else module
+
+    def calibrated(self, choice: Choice, calibration: Calibration) -> Calibration:
+        """The same data for the cut model: ids as it is fed them, targets as its scores count them; a token that is gone
+        is nobody's target."""
+        if not self.remove:
+            return calibration
+        targets = calibration.next_tokens() if calibration.targets is None else calibration.targets
+        if targets is not None and calibration.task in WRITING:
+            new = old_to_new(choice, self.vocabulary.rows, standing_in=False)
+            targets = new[targets.clamp_min(0)].masked_fill(targets < 0, IGNORED)
+            targets = targets.masked_fill(targets < 0, IGNORED)
+        return replace(calibration, inputs=self.fed(choice, calibration.inputs), targets=targets)
 
     def maps(self, choice: Choice) -> Mapping[str, Tensor]:
         """`old_to_new` [V] int64, -1 for what is gone, and `new_to_old` [V'] int64, by the table's name."""

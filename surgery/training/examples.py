@@ -11,8 +11,8 @@ from torch import Tensor
 from surgery.diagnostics import SurgeryError
 from surgery.training.settings import Settings
 
-JUDGED = 0.1
-"""The share of the rows that is never trained on."""
+JUDGED, MOST_JUDGED = 0.1, 512
+"""The share of the rows that is never trained on, and how many are enough."""
 SPLIT_SEED = 0
 
 
@@ -66,7 +66,7 @@ class Examples:
                 help="give more with `samples=` in the `data` clause",
             )
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(SPLIT_SEED))
-        judged = min(max(math.ceil(JUDGED * rows), self.settings.batch), rows // 2)
+        judged = min(max(min(math.ceil(JUDGED * rows), MOST_JUDGED), self.settings.batch), rows // 2)
         self.judged, self.training = order[:judged].sort().values, order[judged:].sort().values
         if self.batch < self.settings.accumulate * self.world:
             passes = f"accumulate={self.settings.accumulate} in {self.world} processes"

@@ -13,8 +13,12 @@ from safetensors.torch import save_file
 import surgery
 from surgery.diagnostics import RefusalError, SpecError, SurgeryError
 from surgery.models import open_model
+from surgery.models.data import open_data
 from surgery.session import prepare
 from surgery.session.operate import operate
+from surgery.session.rewrite import choose, context_of, rewrite
+from surgery.targets.calibration import Calibration
+from surgery.verify.denoising import denoising_loss
 
 pytest.importorskip("transformers")
 CUT = "prune 50% of mlp channels by magnitude compensate=none"
@@ -132,3 +136,39 @@ def test_a_plan_names_it_and_its_checkpoint_is_its_own(clinic, tmp_path):
     assert caught.value.diagnostics[0].code == "S812" and "steps: 6 there, 7 here" in caught.value.diagnostics[0].notes
     again = clinic.operate("gpt2", "heal steps=6", checkpoints=tmp_path)
     assert first.report["quality"] == again.report["quality"]
+
+
+@pytest.mark.parametrize("ids", ["new", "old"])
+@pytest.mark.parametrize("kind", ["gpt2", "bert-masked"])
+def test_a_cut_vocabulary_is_healed_on_the_tokens_that_stay(kind, ids, clinic):
+    cut = f"prune 25% of token embeddings ids={ids}"
+    before, healed = clinic.operate(kind, cut), clinic.operate(kind, cut, "heal steps=20 lr=5e-3")
+    assert metric(healed, "loss") < 0.97 * metric(before, "loss")
+    with pytest.raises(RefusalError, match="outputs are") as caught:
+        clinic.operate(kind, cut, "heal by distillation")
+    assert caught.value.diagnostics[0].code == "S815"
+
+
+def test_next_tokens_written_out_have_the_loss_of_the_task():
+    ids, mask = torch.randint(1, 9, (6, 7)), (torch.arange(7) < torch.arange(2, 8)[:, None]).long()
+    data = Calibration({"input_ids": ids, "attention_mask": mask}, task="causal-lm")
+    logits = torch.randn(6, 7, 9, dtype=torch.float64)
+    implied = data.loss(logits, data.inputs)
+    torch.testing.assert_close(data.loss(logits, data.inputs, data.next_tokens()), implied, rtol=1e-14, atol=0)
+    assert data.weight(data.inputs) == data.weight(data.inputs, data.next_tokens()) == int((mask[:, 1:]).sum())
+
+
+def test_a_diffusion_model_without_calibration_data_learns_from_the_original_along_its_own_sampling_paths(monkeypatch):
+    """Of the zoo's: half of its mlp channels go, and the error it is measured by is of digits it never saw."""
+    monkeypatch.setattr("surgery.session.matching.TRAJECTORIES", 22)
+    model = open_model("zoo:digits-dit")
+    anatomy = surgery.inspect(model.module, model.example_inputs)
+    digits = open_data("digits", model)
+    losses = {}
+    for heal in ("", "\nheal steps=12 lr=1e-3"):
+        prepared = prepare("prune 50% of mlp channels by magnitude" + heal, model, anatomy=anatomy)
+        choices = choose(prepared, context_of(prepared))
+        module, told = rewrite(prepared, choices), choices[-1].told
+        given = digits.clean[:60], digits.labels[:60]
+        losses[told.get("learned_from")] = denoising_loss(module, model.diffusion, *given, seed=0, draws=2)
+    assert losses["distillation"] < losses[None]
