@@ -10,8 +10,8 @@ NEAR = (4.0, 2.9)
 """Inches of a figure of three in a row."""
 POINTS = 400
 """A longer history is drawn as the means of this many stretches."""
-SPREAD = 20.0
-"""Where the largest loss is over so many times the smallest, the axis is logarithmic."""
+SPREAD, NARROW = 20.0, 3.0
+"""Where the largest loss, or multiplier, is over so many times the smallest, the axis is logarithmic."""
 
 
 def loss(found: dict, name: str = "training") -> str:
@@ -58,12 +58,14 @@ def penalty(found: dict, requested: float | None = None, name: str = "training")
 
 
 def multiplier(found: dict, name: str = "training") -> str:
-    """The multiplier of the constraint, on a log axis: it rises while the loss is over what is allowed."""
+    """The multiplier of the constraint: it rises while the loss is over what is allowed."""
     with matplotlib.rc_context(STYLE):
         figure, axes = figure_of(NEAR)
-        axes.set_yscale("log")
-        axes.plot(*thinned(found["history"], "multiplier"), color=KEPT)
-        log_labels(axes.yaxis, fine=True)
+        steps, values = thinned(found["history"], "multiplier")
+        axes.plot(steps, values, color=KEPT)
+        if max(values) > NARROW * min(values):
+            axes.set_yscale("log")
+            log_labels(axes.yaxis, fine=True)
         _best(axes, found)
         axes.set_xlabel("step")
         axes.set_ylabel("multiplier of the loss")
@@ -99,14 +101,12 @@ def _scale(axes: Axes, values: list[float]) -> None:
     if least > 0 and max(values) > SPREAD * least:
         axes.set_yscale("log")
         log_labels(axes.yaxis, fine=True)
-    elif least >= 0:
-        axes.set_ylim(bottom=0)
 
 
 def _name_lines(axes: Axes, lines: list[tuple[float, str]], *, percent: bool = False) -> None:
     """The upper line is named above it and the lower one below, since they may lie close together."""
     for place, (value, text) in enumerate(sorted(lines, reverse=True)):
-        number = f"{100 * value:.3g} %" if percent else f"{value:.3g}"
+        number = f"{100 * value:.3g} %" if percent else f"{value:.4g}"
         side, offset = ("bottom", 3) if place == 0 else ("top", -3)
         colour = MUTED if text == "dense" else REMOVED
         place_of = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right", "va": side}
