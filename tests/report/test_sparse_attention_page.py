@@ -5,7 +5,9 @@ from pathlib import Path
 
 import edge_samples
 import pytest
+import torch
 from test_report_terminal import printed
+from torch import nn
 
 import surgery
 from surgery.report import edges
@@ -37,6 +39,27 @@ def test_the_objective_is_written_as_it_is_coded():
     memory, rate, gain = (f"{value:g}".lstrip("0") for value in (Constrained.MEMORY, Constrained.RATE, Constrained.GAIN))
     assert f"c = {memory} c + .1 (loss − target)" in PAGE
     assert f"clip(λ · exp({rate} · clip({gain} c, −1, 1)), {Constrained.LEAST:g}, {Constrained.MOST:g})".replace("0.01", ".01") in PAGE
+
+
+class Attending(nn.Module):
+    """One layer of attention, of two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixed = nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.mixed(x).chunk(3, -1))
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def test_gates_without_data_are_refused_as_the_page_says():
+    with pytest.raises(surgery.SurgeryError) as caught:
+        surgery.compile(
+            Attending().eval(), "sparsify attention 90% via gates", example_inputs=(torch.randn(2, 3, 8),), timing=False
+        )
+    (fault,) = caught.value.diagnostics
+    assert fault.code == "S323" and f"error[S323]: {fault.message}" in PAGE and fault.help in PAGE
 
 
 @pytest.mark.parametrize("line", [line.strip() for line in TEXT.splitlines() if line.startswith("    sparsify")])
