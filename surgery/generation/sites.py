@@ -24,8 +24,9 @@ MOVES = (
 )
 """What may stand between the keys as they are kept and as attention reads them."""
 WHOLE = 9223372036854775807
-PATTERNS = ("surgery::pattern_attention",)
-"""Operators that take queries, keys and values first, and know that queries are the last of the keys."""
+PATTERNS = {"surgery::pattern_attention": (4, 8), "surgery::gated_attention": (5, 7)}
+"""Operators that take queries, keys and values first, and know that queries are the last of the keys: which of their
+arguments is the mask, and which says that they are causal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +101,12 @@ def mixes(parts: Parts, node: Node) -> bool:
 
 
 def is_pattern(node: Node) -> bool:
-    """Whether attention runs under a pattern, in one operator; it returns more than its outputs."""
-    return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "name", "") in PATTERNS
+    """Whether attention runs under a pattern or gates, in one operator; it returns more than its outputs."""
+    return node.op == "call_function" and _name(node) in PATTERNS
+
+
+def _name(node: Node) -> str:
+    return getattr(getattr(node.target, "_schema", None), "name", "")
 
 
 def is_call(node: Node) -> bool:
@@ -115,8 +120,10 @@ def argument(node: Node, place: int, name: str) -> object:
 
 
 def _refuse_mask(parts: Parts, node: Node) -> None:
-    mask, causal = (node.args[4], node.args[8]) if is_pattern(node) else (argument(node, 3, "attn_mask"), None)
-    causal = argument(node, 5, "is_causal") if causal is None else causal
+    if is_pattern(node):
+        mask, causal = (node.args[place] for place in PATTERNS[_name(node)])
+    else:
+        mask, causal = argument(node, 3, "attn_mask"), argument(node, 5, "is_causal")
     if isinstance(mask, Node) and mask in parts.stream:
         raise unfit("its mask is computed from the tokens", node)
     if mask is None and not causal:

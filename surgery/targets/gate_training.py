@@ -32,18 +32,22 @@ MARGIN = 0.8
 class Aimed(Constrained):
     """As Constrained, with an aim and for rows that are soon known by heart.
 
-    Among states that keep no more than `aim` of the edges the lowest loss is best. What counts against the target is the
-    loss of a step plus `gap`, by how much rows that only judge lost more than those that trained when last looked at:
-    else a model that learns its rows by heart would buy sparsity with a loss that no other row has.
+    Among states that keep no more than `aim` of the edges the lowest loss is best. From half of `steps` on, what counts
+    against the target is the loss of a step plus `gap`: by how much rows that only judge, under gates without noise, lost
+    more than those that trained when last looked at. Else a model that learns its rows by heart would buy sparsity with a
+    loss that no other row has. Before, gates are undecided, and their noise is most of that difference.
     """
 
     aim: float = 0.0
+    steps: int = 0
+    done: int = 0
     recent: float | None = None
     gap: float = 0.0
 
     def update(self, loss: float, penalty: float | None) -> None:
         self.recent = loss if self.recent is None else self.MEMORY * self.recent + (1 - self.MEMORY) * loss
-        super().update(loss + self.gap, penalty)
+        self.done += 1
+        super().update(loss + (self.gap if 2 * self.done >= self.steps else 0.0), penalty)
 
     def feasible(self, loss: float) -> bool:
         self.gap = 0.0 if self.recent is None else max(0.0, loss - self.recent)
@@ -55,11 +59,11 @@ class Aimed(Constrained):
         return super().better(one, best)
 
     def state(self) -> dict[str, float]:
-        return super().state() | {"recent": self.recent, "gap": self.gap}
+        return super().state() | {"recent": self.recent, "gap": self.gap, "done": self.done}
 
     def load(self, state: dict[str, float]) -> None:
         super().load(state)
-        self.recent, self.gap = state["recent"], state["gap"]
+        self.recent, self.gap, self.done = state["recent"], state["gap"], state["done"]
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"aim": self.aim}
@@ -114,7 +118,7 @@ def train_gates(
         run_passes(graph_module, [sample]),
         calibration,
         settings,
-        Aimed(target, aim=aim),
+        Aimed(target, aim=aim, steps=settings.steps),
         teacher=graph_module if settings.distill else None,
         before_step=partial(_draw, operation.seed, [seed_name(gate) for gate in gates]),
         forward=penalized,

@@ -79,7 +79,7 @@ class Gates(OfClause):
         itemsize = 4
         tensors = tuple(TensorChange(gate.tensor, (0,), tuple(gate.numbers.shape), itemsize) for gate in gates)
         requested = requested_of(self.options)
-        kept = "as few as the tolerance lets" if requested is None else f"{1 - requested:.2%} at best"
+        kept = "as few as the tolerance lets" if requested is None else f"{100 * (1 - requested):.3g}%"
         named = ("via", "by", "tolerance", "steps", "lr", "batch", "precision", "lora", "distill", "bias", "dead", "seed")
         settings = {name: getattr(self.options, name) for name in named}
         return Action(
@@ -88,8 +88,8 @@ class Gates(OfClause):
             operation="sparsify",
             kind="attention",
             sites=tuple(site.name for site in self.sites),
-            before={"edges kept": "all"},
-            after={"edges kept": kept},
+            before={"edges": "100%"},
+            after={"edges": kept},
             tensors=tensors,
             notes=("how many edges go is found by training, when the spec is applied",),
             settings=settings | {"tolerance": str(self.options.tolerance), "normalize": normalize_of(self.options)},
