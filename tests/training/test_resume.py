@@ -122,3 +122,17 @@ def test_a_half_written_step_is_not_seen_and_a_damaged_one_is_told(graph, data, 
     (kept.checkpoint / "step-000005" / "state.json").write_text("{}")
     with pytest.raises(SurgeryError, match="not a training's checkpoint"):
         train(graph, data, kept, Recovery())
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_number_that_is_not_finite_from_the_beginning_on_leaves_the_model_as_it_was(first, graph, data, tmp_path):
+    """In the first evaluation, and in the first step: there is nothing to resume from yet."""
+
+    def spoil(module, step, micro):
+        module.scale.fill_(float("nan") if first == 0 or micro != EVALUATION else 0.5)
+
+    kept = replace(PLAN, checkpoint=tmp_path / "run")
+    trained = train(graph, data, kept, Recovery(), before_step=spoil)
+    assert trained.state.startswith("stopped: a ") and trained.state.endswith("at step 0") and not trained.history
+    assert trained.best_step == 0 and not kept.checkpoint.exists()
+    assert all(torch.equal(value, graph.get_parameter(name)) for name, value in trained.weights.items())
