@@ -116,7 +116,7 @@ def _sample(args: argparse.Namespace) -> int:
 
     model = open_model(f"zoo:{args.name}")
     if model.diffusion is None:
-        raise SurgeryError(f"zoo:{args.name} generates nothing", code="S803", help="`surgery zoo` tells what each is")
+        raise SurgeryError(f"zoo:{args.name} draws no pictures", code="S803", help="`surgery zoo` tells what each is")
     steps = args.steps or STEPS
     if steps > model.diffusion.length:
         raise SurgeryError(

@@ -19,7 +19,7 @@ class Data:
     phase = None
     reference: Reference = subject(
         Reference,
-        doc='`digits`, `noise`, `text:"corpus.txt"`, `jsonl:"file.jsonl"`, `images:"folder"`, '
+        doc='`digits`, `tasks`, `stdlib`, `noise`, `text:"corpus.txt"`, `jsonl:"file.jsonl"`, `images:"folder"`, '
         '`tensors:"file.safetensors"`',
     )
     samples: int | None = setting(whole(at_least=1), default=None, doc="how many samples")

@@ -18,8 +18,8 @@ class Pairs:
     place             [N] the prompt's last token: the answer is read from the logits there
     differs           [N] where the one other token stands
     answer, wrong     [N, 2] the first and the last id of what is right after the clean prompt, and of what is not:
-                      of `copy` and `names` one token each, and `wrong` is right after the corrupted prompt; of `greater`
-                      the later years, and the start with those before it
+                      of `copy` and `names` one token each, and `wrong` is right after the corrupted prompt; of
+                      `greater` the later years, and the start with those before it
     """
 
     clean: Tensor
@@ -40,8 +40,8 @@ Pair = tuple[list[str], list[str], Span, Span]
 def pairs(task: str, count: int, seed: int = 0, *, form: int | None = None) -> Pairs:
     """`count` pairs of a task in `surgery.zoo.tasks.TASKS`; equal arguments give equal pairs.
 
-    form  of `names` one of `FORMS`, of `copy` how many letters are repeated (3 .. 11): then all prompts of the call have
-          one length and the same words at the same places. None mixes them. `greater` has one form.
+    form  of `names` one of `FORMS`, of `copy` how many letters are repeated (3 .. 11): then all prompts of the call
+          have one length and the same words at the same places. None mixes them. `greater` has one form.
     """
     chance = random.Random(seed)
     made = [MAKERS[task](chance, form) for _ in range(count)]

@@ -21,6 +21,8 @@ LENGTH = 24
 UNSCORED = -100
 HELD_OUT_EVERY = 8
 TASKS = ("copy", "names", "greater")
+TRAINING = 65_536
+"""Rows to train on."""
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 NUMBERS = tuple(f"{number:02}" for number in range(100))
@@ -74,8 +76,8 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """inputs [N, LENGTH] int64, targets [N, LENGTH] (-100 where nothing is to be known), right [N, LENGTH, 2]: the first
-    and the last id that is right, task [N]: the place in `TASKS`."""
+    """inputs [N, LENGTH] int64, targets [N, LENGTH] (-100 where nothing is to be known), right [N, LENGTH, 2]: the
+    first and the last id that is right, task [N]: the place in `TASKS`."""
 
     inputs: Tensor
     targets: Tensor
@@ -150,7 +152,7 @@ MAKERS = {"copy": _copy, "names": _names, "greater": _greater}
 
 
 def training() -> Rows:
-    return rows(65_536, 0, held_out=False)
+    return rows(TRAINING, 0, held_out=False)
 
 
 def vocabulary_size() -> int:

@@ -28,7 +28,7 @@ def refusal(reference, model, **settings):
 
 
 def test_the_schemes():
-    assert schemes() == ("digits", "images", "jsonl", "noise", "tasks", "tensors", "text")
+    assert schemes() == ("digits", "images", "jsonl", "noise", "stdlib", "tasks", "tensors", "text")
 
 
 def test_digits_for_a_diffusion_model(dit):

@@ -1,4 +1,4 @@
-"""`tasks`: rows whose answers are known, split by their prompts; pairs of prompts; accuracy where many answers are right."""
+"""`tasks`: rows whose answers are known, split by prompt; pairs of prompts; accuracy where many answers are right."""
 
 import pytest
 import torch

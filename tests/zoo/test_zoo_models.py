@@ -17,7 +17,7 @@ GENERATORS = ["digits-dit", "digits-sit"]
 def test_the_shipped_files_stay_small():
     files = list(digits.WEIGHTS.glob("*.safetensors"))
     assert {file.stem for file in files} == {*zoo.names(), "digits"}
-    assert sum(file.stat().st_size for file in files) <= 6_000_000
+    assert sum(file.stat().st_size for file in files) <= 10_500_000
 
 
 def test_the_digits_are_scikit_learns():

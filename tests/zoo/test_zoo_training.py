@@ -10,8 +10,9 @@ import torch
 from surgery import zoo
 from surgery.diagnostics import SurgeryError
 from surgery.models.checkpoint import read_tensors
-from surgery.zoo import store
+from surgery.zoo import stdlib, store, tasks
 from surgery.zoo.denoiser import Denoiser
+from surgery.zoo.language import Writer
 from surgery.zoo.recipe import Training
 from surgery.zoo.training import Trainee, state_file, train
 
@@ -44,6 +45,21 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
     train(recipe(12), parts, resume=True)
     assert whole.read_bytes() == parts.read_bytes()
     assert state_file(whole).read_bytes() == state_file(parts).read_bytes()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_resumed_decoder_equals_an_uninterrupted_one(half, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "TRAINING", 200)
+    plan, network = Training(steps=6, batch=8, warmup=2), {"width": 16, "depth": 1, "heads": 2}
+    tiny = Writer("tiny", "a small decoder for tests", tasks, plan, "tasks", network, half=half)
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    train(tiny, whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, parts, progress=press_ctrl_c_at(3))
+    train(tiny, parts, resume=True)
+    assert whole.read_bytes() == parts.read_bytes()
+    kept = read_tensors(state_file(whole))
+    assert {value.dtype for name, value in kept.items() if name != "step"} == {torch.float32}
 
 
 def press_ctrl_c_at(step):
@@ -120,7 +136,9 @@ def test_the_rate_rises_stays_and_falls():
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_every_recipe_learns_from_one_batch(name):
+def test_every_recipe_learns_from_one_batch(name, monkeypatch):
+    monkeypatch.setattr(tasks, "TRAINING", 200)
+    monkeypatch.setattr(stdlib, "texts", lambda held_out: ["def double(x):\n    return 2 * x\n" * 200])
     model = zoo.entry(name)
     assert model.name == name
     small = replace(model, training=replace(model.training, batch=4))

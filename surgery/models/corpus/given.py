@@ -55,21 +55,21 @@ def text_rows(
     _refuse_other_inputs(model)
     tokenizer, task = tokenizer_of(model), model.source.get("task")
     length = _length(model, length)
-    streamed = task in STREAMED or "decoder_input_ids" in model.example_inputs
-    read = windows if streamed else lines
-    if records and streamed:
+    whole = streamed(model)
+    read = windows if whole else lines
+    if records and whole:
         texts = [text + (tokenizer.eos_token or "\n\n") for text in texts]
     rows = read(tokenizer, texts, length, samples or ROWS)
     wanted = samples or min(ROWS, len(rows))
     if len(rows) < wanted or wanted < 2:
-        raise _too_short(path, len(rows), wanted, length, streamed)
+        raise _too_short(path, len(rows), wanted, length, whole)
     chosen = [rows[index] for index in drawn(len(rows), wanted, seed)]
     _refuse_other_vocabulary(model, max(map(max, chosen)))
     count = apart(calibration, wanted)
     make = _Maker(model, tokenizer, task, seed)
     held_out, targets = make(chosen[count:])
     calibrating, theirs = make(chosen[:count]) if count else (None, None)
-    kind = f"windows of {length} tokens" if streamed else f"rows of up to {length} tokens"
+    kind = f"windows of {length} tokens" if whole else f"rows of up to {length} tokens"
     told = f"{wanted - count} {kind} of {path.name}, {count} more to calibrate on"
     return TextRows(held_out, targets, calibrating, theirs, told)
 
@@ -113,6 +113,11 @@ class _Maker:
     def _named(self, inputs: Inputs) -> Inputs:
         """In the order, and of the names, that the model takes."""
         return {name: inputs[name] for name in self.model.example_inputs}
+
+
+def streamed(model: LoadedModel) -> bool:
+    """Whether the model is given windows of a stream of text, rather than a row per text."""
+    return model.source.get("task") in STREAMED or "decoder_input_ids" in model.example_inputs
 
 
 def _refuse_other_inputs(model: LoadedModel) -> None:

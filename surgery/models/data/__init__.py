@@ -1,4 +1,5 @@
-"""Data to measure on, by reference: `text:`, `jsonl:`, `images:` or `tensors:` a path, `digits`, `noise`. A file each."""
+"""Data to measure on, by reference: `text:`, `jsonl:`, `images:` or `tensors:` a path, `stdlib`, `tasks`, `digits` or
+`noise`. A file each."""
 
 import importlib
 import pkgutil

@@ -17,7 +17,7 @@ ROWS = 1024
 def load(
     location: str, model: LoadedModel, *, samples: int | None, seed: int, calibration: Share | int | None = None
 ) -> Data:
-    """`samples` rows (1,024 without it): `calibration` of them, half by default, of those that train, the others held out.
+    """`samples` rows (1,024 without it): `calibration` of them, half by default, of those that train; others held out.
 
     Errors: S211 for a path, S212 for a model of another vocabulary.
     """
