@@ -17,6 +17,7 @@ from surgery.targets.clause import OfClause
 from surgery.targets.context import Context
 from surgery.targets.learned import Learned
 from surgery.targets.losses import has_loss
+from surgery.training.distillation import first_floating
 from surgery.training.engine import train
 from surgery.training.objective import Recovery
 from surgery.training.settings import Settings
@@ -96,7 +97,7 @@ class Recovering(OfClause):
         """Outputs of another shape cannot be compared: after a vocabulary was cut, for one."""
         inputs, _ = next(context.calibration.batches())
         rows = pytree.tree_map_only(Tensor, lambda value: value[:1], inputs)
-        said = [_first(module(**_placed(module, rows))).shape for module in (graph_module, original)]
+        said = [first_floating(module(**_placed(module, rows))).shape for module in (graph_module, original)]
         if said[0] != said[1]:
             raise self._refused(
                 "S815",
@@ -145,6 +146,3 @@ def _placed(module: GraphModule, inputs: dict[str, Any]) -> dict[str, Any]:
         Tensor, lambda leaf: leaf.to(like.device, like.dtype if leaf.is_floating_point() else None), inputs
     )
 
-
-def _first(outputs: Any) -> Tensor:
-    return next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point())

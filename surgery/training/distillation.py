@@ -3,33 +3,42 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 LOGITS = ("causal-lm", "masked-lm", "seq2seq-lm", "classification")
 """Tasks whose first output is logits."""
+MASKS = {"seq2seq-lm": "decoder_attention_mask", "classification": ""}
+"""The input that says which positions of the first output are real, where it is not `attention_mask`."""
+LEAST = 1e-12
 
 
 def divergence(task: str | None, outputs: Any, taught: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """A scalar in float32 at least, over the first floating output and real tokens; 0 where both say the same.
+    """A scalar in float32 at least, over the first floating output; 0 where both say the same.
 
-    Of logits KL(teacher ‖ model), the mean over positions; of anything else the squared difference over the teacher's
-    mean square.
+    The mean over real tokens where the inputs tell them, else over rows, as `count` counts them; of logits of
+    KL(teacher ‖ model), of anything else of the squared distance over the teacher's square.
     """
-    ours, theirs = _first(outputs), _first(taught).detach()
-    real = inputs.get("attention_mask")
-    weights = torch.ones_like(ours[..., 0])
-    if real is not None and ours.dim() == 3 and ours.shape[:2] == real.shape:
-        weights = (real != 0).to(ours)
+    ours, theirs = first_floating(outputs), first_floating(taught).detach()
+    real = inputs.get(MASKS.get(task, "attention_mask"))
+    real = real != 0 if real is not None and ours.dim() == 3 and ours.shape[:2] == real.shape else None
+    ours, theirs = (said[real] if real is not None else said for said in (ours, theirs))
     if task in LOGITS:
         each = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-        return (each * weights).sum() / weights.sum()
-    squares = (ours - theirs).square().mean(-1)
-    return (squares * weights).sum() / (theirs.square().mean(-1) * weights).sum().clamp_min(1e-12)
+        return each.mean()
+    square = theirs.square().flatten(1).mean(1)
+    return ((ours - theirs).square().flatten(1).mean(1) / square.clamp_min(LEAST)).mean()
 
 
-def _first(outputs: Any) -> Tensor:
+def count(task: str | None, inputs: Mapping[str, Any]) -> int:
+    """Over how many tokens or rows `divergence` of a batch is a mean, so that batches can be put together."""
+    real = inputs.get(MASKS.get(task, "attention_mask"))
+    if real is not None:
+        return int((real != 0).sum())
+    return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
+
+
+def first_floating(outputs: Any) -> Tensor:
     found = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point())
     return found if found.dtype.itemsize > 4 else found.float()

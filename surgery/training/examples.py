@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from surgery.diagnostics import SurgeryError
+from surgery.training.distillation import count
 from surgery.training.settings import Settings
 
 JUDGED, MOST_JUDGED = 0.1, 512
@@ -32,12 +33,13 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Micro:
-    """One pass of one process: keyword inputs, targets, and its shares of the whole step's tokens and rows. Losses are
-    means, so a step's loss is the sum of its passes', each times its share of what is counted."""
+    """One pass of one process: keyword inputs, targets, and its shares of what the whole step's data loss, divergence from
+    the teacher and penalty are means over. So a step's loss is the sum of its passes', each times its share."""
 
     inputs: dict[str, Any]
     targets: Tensor | None
     tokens: float
+    taught: float
     rows: float
 
 
@@ -84,11 +86,11 @@ class Examples:
     def step(self, step: int) -> list[Micro]:
         """What this process does in a step."""
         parts = [self._part(rows) for rows in self.rows(step).tensor_split(self.settings.accumulate * self.world)]
-        counts = [self.calibration.weight(inputs, targets) for inputs, targets, _ in parts]
+        totals = [max(1, sum(part[place] for part in parts)) for place in (2, 3, 4)]
         first = self.rank * self.settings.accumulate
         return [
-            Micro(*parts[index][:2], counts[index] / max(1, sum(counts)), parts[index][2] / self.batch)
-            for index in range(first, first + self.settings.accumulate)
+            Micro(*part[:2], *(share / total for share, total in zip(part[2:], totals, strict=True)))
+            for part in parts[first : first + self.settings.accumulate]
         ]
 
     def rows(self, step: int) -> Tensor:
@@ -101,9 +103,10 @@ class Examples:
         """The rows to judge by, as data to calibrate on."""
         return self._taken(self.judged, max(self.batch // self.settings.accumulate, 1))
 
-    def _part(self, rows: Tensor) -> tuple[dict[str, Any], Tensor | None, int]:
+    def _part(self, rows: Tensor) -> tuple[dict[str, Any], Tensor | None, int, int, int]:
         ((inputs, targets),) = self._taken(rows, len(rows)).batches()
-        return inputs, targets, len(rows)
+        task = self.calibration.task
+        return inputs, targets, self.calibration.weight(inputs, targets), count(task, inputs), len(rows)
 
     def _taken(self, rows: Tensor, batch: int) -> Calibration:
         inputs = {name: value[rows] for name, value in self.calibration.inputs.items()}

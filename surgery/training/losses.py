@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from surgery.training.distillation import divergence
+from surgery.training.distillation import count, divergence, first_floating
 from surgery.training.examples import Calibration
 from surgery.training.settings import Settings
 from surgery.training.trainee import Trainee
@@ -28,11 +28,17 @@ def penalized(module: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Any, 
     return outputs, penalty
 
 
+class Parts(NamedTuple):
+    """Scalars, means over what `Micro` counts; None for what has no weight, or for a graph without a penalty."""
+
+    data: Tensor | None
+    taught: Tensor | None
+    penalty: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Called with a module and a batch: the loss that is followed, the one that is measured (the data's, where it has
-    a weight), and the penalty. A batch that `counts` for nothing, all padding, has a loss of 0 with a gradient of 0.
-    """
+    """Called with a module and a batch. A batch that counts for nothing, all padding, has a loss of 0, gradient and all."""
 
     trainee: Trainee
     calibration: Calibration
@@ -40,34 +46,41 @@ class Losses:
     forward: Forward
     teacher: Callable[..., Any] | None
 
-    def __call__(
-        self, module: Callable[..., Any], inputs: dict[str, Any], targets: Tensor | None, counts: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, module: Callable[..., Any], inputs: dict[str, Any], targets: Tensor | None) -> Parts:
         settings, given = self.settings, self._placed(inputs)
         with self._autocast():
             outputs, penalty = self.forward(module, given)
             taught = self._taught(given) if settings.distill else None
-        if not counts:
-            nothing = sum(leaf.sum() for leaf in pytree.tree_leaves(outputs) if _is_floating(leaf)) * 0.0
-            return nothing, nothing, penalty
-        data = self.calibration.loss(outputs, given, targets) if settings.data else None
-        far = divergence(self.calibration.task, outputs, taught, given) if settings.distill else None
-        parts = [part * weight for part, weight in ((data, settings.data), (far, settings.distill)) if part is not None]
-        return sum(parts), far if data is None else data, penalty
+        data = far = None
+        if settings.data:
+            counts = self.calibration.weight(inputs, targets)
+            data = self.calibration.loss(outputs, given, targets) if counts else 0.0 * first_floating(outputs).sum()
+        if settings.distill:
+            far = divergence(self.calibration.task, outputs, taught, given)
+        return Parts(data, far, penalty)
+
+    def followed(self, parts: Parts, tokens: float = 1.0, taught: float = 1.0) -> Tensor:
+        """The weighted sum of data loss and divergence, each times a batch's share of a step."""
+        shares = ((parts.data, self.settings.data * tokens), (parts.taught, self.settings.distill * taught))
+        return sum(part * share for part, share in shares if part is not None)
+
+    def measured(self, parts: Parts, tokens: float, taught: float) -> float:
+        """The data's loss, or where that has no weight the divergence, times what it is weighted with."""
+        return float(parts.taught.detach()) * taught if parts.data is None else float(parts.data.detach()) * tokens
 
     def averaged(self, module: Callable[..., Any], held_out: Calibration) -> tuple[float, float | None]:
-        """Loss, over all that counts, and penalty, over rows, of held-out data."""
+        """What is measured, over all that counts, and the penalty, over rows, of held-out data."""
         total = paid = 0.0
-        tokens = rows = 0
+        counted = rows = 0
         known = False
         for inputs, targets in held_out.batches():
-            count = self.calibration.weight(inputs, targets)
+            tokens, taught = self.calibration.weight(inputs, targets), count(self.calibration.task, inputs)
             length = next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
-            _, measured, penalty = self(module, inputs, targets, bool(count))
-            total, tokens = total + float(measured) * count, tokens + count
-            known = penalty is not None
-            paid, rows = paid + (float(penalty) * length if known else 0.0), rows + length
-        return total / max(1, tokens), paid / rows if known else None
+            parts = self(module, inputs, targets)
+            total, counted = total + self.measured(parts, tokens, taught), counted + (tokens if self.settings.data else taught)
+            known = parts.penalty is not None
+            paid, rows = paid + (float(parts.penalty) * length if known else 0.0), rows + length
+        return total / max(1, counted), paid / rows if known else None
 
     @torch.no_grad()
     def _taught(self, given: dict[str, Any]) -> Any:
@@ -86,7 +99,3 @@ class Losses:
         if self.settings.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(next(iter(self.trainee.trained.values())).device.type, torch.bfloat16)
-
-
-def _is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()

@@ -123,10 +123,11 @@ class Run:
     def _pass(self, micro: Micro, number: int) -> tuple[Tensor, float, float | None]:
         """What is followed, the data's loss and the penalty of one micro-batch, each times its share of the step."""
         self.before_step(self.trainee.module, self.step, number)
-        loss, measured, penalty = self.losses(self.processes.called, micro.inputs, micro.targets, bool(micro.tokens))
-        paid = None if penalty is None else penalty * micro.rows
-        learned = self.objective.total(loss * micro.tokens, paid)
-        return learned, float(measured.detach()) * micro.tokens, None if paid is None else float(paid.detach())
+        parts = self.losses(self.processes.called, micro.inputs, micro.targets)
+        paid = None if parts.penalty is None else parts.penalty * micro.rows
+        learned = self.objective.total(self.losses.followed(parts, micro.tokens, micro.taught), paid)
+        measured = self.losses.measured(parts, micro.tokens, micro.taught)
+        return learned, measured, None if paid is None else float(paid.detach())
 
     @torch.no_grad()
     def _evaluated(self) -> Evaluated:
@@ -179,8 +180,8 @@ class Run:
         """What the loss does not depend on is not trained: DDP would wait for its gradient."""
         micro = self.examples.step(0)[0]
         self.before_step(self.trainee.module, 0, 0)
-        loss, _, penalty = self.losses(self.trainee.module, micro.inputs, micro.targets)
-        total, trained = self.objective.total(loss, penalty), self.trainee.trained
+        parts = self.losses(self.trainee.module, micro.inputs, micro.targets)
+        total, trained = self.objective.total(self.losses.followed(parts), parts.penalty), self.trainee.trained
         reached = total.requires_grad
         slopes = torch.autograd.grad(total, list(trained.values()), allow_unused=True) if reached else [None] * len(trained)
         left = [name for name, slope in zip(trained, slopes, strict=True) if slope is None]

@@ -1,6 +1,7 @@
 """One of several processes that train together; started by test_processes.py with torchrun's variables."""
 
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import distributed
 from surgery.diagnostics import SurgeryError
 from surgery.training.engine import penalized, train
 from surgery.training.objective import Constrained, Recovery
-from surgery.training.processes import joined
+from surgery.training.processes import joined, place
 from surgery.training.settings import Settings
 
 PLAN = {"steps": 6, "rate": 3e-3, "batch": 8, "evaluate_every": 3, "checkpoint_every": 3}
@@ -62,10 +63,22 @@ def main(out: Path) -> None:
         case("plain", shard, out / f"kept-{shard}")
         again = case("plain", shard, out / f"kept-{shard}")
         save(out / f"again-{shard}-{distributed.get_rank()}.safetensors", again.weights)
+    operated(out)
     try:
         case("plain", seed=distributed.get_rank())
     except SurgeryError as error:
         (out / f"refused-{distributed.get_rank()}").write_text(error.diagnostics[0].message)
+
+
+def operated(out: Path) -> None:
+    """The command line, in the group that is there: each process runs it, the first one saves."""
+    from surgery.cli import main as surgery
+
+    spec = "prune 50% of class embeddings by magnitude compensate=none; heal steps=4 lr=1e-2 batch=8"
+    (out / "heal.surgery").write_text(f'data tensors:"{out}/rows.safetensors" calibration=32; {spec}')
+    given = ["--model", "tiny_model:make", "--no-timing", "--no-controls", "--out", str(out / "out")]
+    with open(out / f"told-{place()}", "w") as told, redirect_stdout(told):
+        print(surgery(["apply", str(out / "heal.surgery"), *given]))
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -54,17 +54,20 @@ def test_rows_to_judge_by_are_never_trained_on_and_every_row_comes_before_any_co
     assert torch.equal(Examples(data, replace(SHORT, seed=1, batch=9)).judged, examples.judged)
 
 
+@pytest.mark.parametrize("task", ["causal-lm", "embedding"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_accumulating_equals_a_larger_batch(padded):
-    """With padding too, where parts of a step hold different numbers of real tokens."""
+def test_accumulating_equals_a_larger_batch(padded, task):
+    """With padding too, where parts of a step hold different numbers of real tokens; and learning from a teacher."""
     model = Masked()
     graph = taught.capture(model.eval(), {"input_ids": taught.rows(2), "attention_mask": torch.ones(2, 24).long()})
     mask = torch.ones(80, taught.LENGTH).long()
     if padded:
         mask = (torch.arange(taught.LENGTH) < torch.arange(80)[:, None] % 20 + 3).long()
-    data = taught.calibration(graph, attention_mask=mask)
+    data = replace(taught.calibration(graph, attention_mask=mask), task=task)
+    plan = replace(SHORT, distill=1.0, data=1.0 if task == "causal-lm" else 0.0)
+    teacher = lambda **inputs: graph(**inputs) * 1.1 + 0.1  # noqa: E731
     # float64: Adam turns the rounding of a gradient that is nearly zero into a step of full size.
-    whole, parts = (train(graph, data, replace(SHORT, accumulate=n), Recovery()) for n in (1, 4))
+    whole, parts = (train(graph, data, replace(plan, accumulate=n), Recovery(), teacher=teacher) for n in (1, 4))
     assert [row["loss"] for row in parts.history] == pytest.approx([row["loss"] for row in whole.history], rel=1e-6)
     for name, value in whole.weights.items():
         torch.testing.assert_close(parts.weights[name], value, rtol=1e-6, atol=1e-6)

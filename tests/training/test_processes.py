@@ -8,9 +8,11 @@ from pathlib import Path
 
 import beside
 import pytest
+import tiny_model
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import surgery
 from surgery.diagnostics import SurgeryError
 from surgery.training.engine import train
 from surgery.training.objective import Recovery
@@ -28,7 +30,8 @@ def together(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(TWO), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join(map(str, (HERE.parents[1], HERE)))
+    save_file(tiny_model.inputs(40), out / "rows.safetensors")
+    path = os.pathsep.join(map(str, (HERE.parents[1], HERE, Path(tiny_model.__file__).parent)))
     started = [
         subprocess.Popen(
             [sys.executable, str(HERE / "beside.py"), str(out)],
@@ -71,6 +74,16 @@ def test_the_first_process_writes_the_checkpoint_and_all_go_on_from_it(shard, to
         assert all(torch.equal(again[key], first[key]) for key in again)
     mine = beside.case("plain", checkpoint=together / f"kept-{shard}")
     assert all(torch.equal(mine.weights[key], first[key]) for key in mine.weights), "one process reads it too"
+
+
+def test_a_spec_is_applied_by_all_and_told_and_saved_by_the_first(together, tmp_path, monkeypatch):
+    first, second = ((together / f"told-{rank}").read_text() for rank in range(TWO))
+    assert first.startswith("tiny_model:make") and first.endswith("0\n") and second == "0\n"
+    monkeypatch.chdir(tmp_path)
+    alone = surgery.apply(together / "heal.surgery", model="tiny_model:make", timing=False, controls=False)
+    stored = load_file(together / "out" / "model.safetensors")
+    for name, value in alone.graph_module.state_dict().items():
+        torch.testing.assert_close(stored[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_processes_that_would_train_differently_are_refused_rather_than_left_waiting(together):
