@@ -71,8 +71,12 @@ class Rules:
         """Rows of `mask(queries, keys, False)`."""
         self.refuse_longer(keys)
         query = torch.arange(rows.start, rows.stop, device=self.columns.device) + keys - queries
-        key = torch.arange(keys, device=self.columns.device)
-        return self._kept(query // self.block, key // self.block, -(-keys // self.block))
+        row, column = query // self.block, torch.arange(keys, device=self.columns.device) // self.block
+        if not len(row):
+            return torch.zeros(self.heads, 0, keys, dtype=torch.bool, device=self.columns.device)
+        there = torch.arange(int(row[0]), int(row[-1]) + 1, device=row.device)
+        table = self.table(there, -(-keys // self.block))
+        return table.index_select(2, column).index_select(1, row - row[0])
 
     def blocks(self, queries: int, keys: int, causal: bool) -> Blocks:
         """The same as a layout for kernels, of blocks of this size where they take it."""
@@ -81,8 +85,7 @@ class Rules:
         if self.block % LANES or self.block > LARGEST or past % self.block:
             return Blocks.from_mask(self.mask(queries, keys, causal), (64, 64))
         rows = torch.arange(past // self.block, -(-keys // self.block), device=self.columns.device)
-        columns = torch.arange(-(-keys // self.block), device=self.columns.device)
-        table = self._kept(rows, columns, len(columns))
+        table = self.table(rows, -(-keys // self.block))
         return Blocks.from_table(table, queries, keys, (self.block, self.block), causal)
 
     def refuse_longer(self, keys: int) -> None:
@@ -94,8 +97,9 @@ class Rules:
                 "data of this length; a pattern of sink, window, vertical and slash alone has no limit"
             )
 
-    def _kept(self, row: Tensor, column: Tensor, blocks: int) -> Tensor:
-        """bool [H, rows, columns] for numbers of block rows and columns; `blocks` there are at most."""
+    def table(self, row: Tensor, blocks: int) -> Tensor:
+        """Which blocks some block rows keep: bool [H, rows, blocks]."""
+        column = torch.arange(blocks, device=row.device)
         far = self.distances.shape[1] - 1
         apart = (row[:, None] - column + far // 2).clamp(0, far)
         kept = self.columns[:, column.clamp(max=self.columns.shape[1] - 1)][:, None] | self.distances[:, apart]

@@ -5,14 +5,13 @@ from surgery.kernels.layouts.rules import LANES, Rules, check_rules
 from surgery.kernels.operators.block_attention import check_tensors
 from surgery.kernels.operators.define import operator
 from surgery.kernels.operators.edge_attention import NORMALIZE
+from surgery.kernels.operators.pattern_decode import FEW, decode, fits
 from surgery.kernels.operators.pattern_layouts import KINDS, LAYOUTS
 from surgery.kernels.operators.seen_keys import HIDE, MORE, seen_keys
 from surgery.kernels.reference import pattern_attention as reference
 from torch import Tensor
 from torch.nn.functional import pad
 
-FEW = 16
-"""Up to so many queries behind older keys, a layout costs more than it saves."""
 FAR = -1e8
 """What a hidden key's score is lowered by, as far as the dtype goes: far below any score."""
 
@@ -67,9 +66,11 @@ def _forward(q, k, v, rules, mask, keys, block, length, causal, scale, normalize
     check(q, k, v, rules, mask, keys, block, length, causal, scale, normalize, kind)
     made = Rules(block, *rules, length)
     made.refuse_longer(k.shape[2])
-    if _pair_by_pair(q, k, mask, keys, normalize, kind):
+    more, hidden = _more(mask, keys), _hidden(keys)
+    if normalize == "kept" and not more and fits(q, k, made):
+        return decode(q, k, v, made, hidden, causal, scale)
+    if more or _pair_by_pair(q, k, normalize, kind):
         return reference.forward(q, k, v, made, mask, causal, scale, normalize)
-    hidden = _hidden(keys)
     dim = q.shape[-1]
     if hidden is not None:
         q, k, v = _with_channel(q, k, v, hidden, scale)
@@ -83,7 +84,7 @@ def _forward(q, k, v, rules, mask, keys, block, length, causal, scale, normalize
 
 def _backward(grad_out, grad_lse, q, k, v, out, lse, rules, mask, keys, block, length, causal, scale, normalize, kind):
     made = Rules(block, *rules, length)
-    if _pair_by_pair(q, k, mask, keys, normalize, kind):
+    if _more(mask, keys) or _pair_by_pair(q, k, normalize, kind):
         return reference.backward(grad_out, grad_lse, q, k, v, out, lse, made, mask, causal, scale, normalize)
     hidden = _hidden(keys)
     dim = q.shape[-1]
@@ -110,11 +111,14 @@ def _kernel(q, k, v, rules: Rules, causal: bool, scale: float, normalize: str, k
     return torch.ops.surgery.edge_attention(q, k, v, layout.tensors(), scale, normalize, causal)
 
 
-def _pair_by_pair(q: Tensor, k: Tensor, mask: Tensor | None, keys: Tensor | None, normalize: str, kind: str) -> bool:
-    """Whether no kernel is worth a layout, or knows what is asked for."""
-    few = q.shape[2] <= FEW and q.shape[2] < k.shape[2]
-    more = mask is not None and (keys is None or keys.numel() > 0 and int(keys.flatten()[0]) == MORE)
-    return few or more or (normalize == "all" and kind == "block") or q.shape[2] == 0
+def _more(mask: Tensor | None, keys: Tensor | None) -> bool:
+    """Whether a mask says more than which keys are padding."""
+    return mask is not None and (keys is None or keys.numel() > 0 and int(keys.flatten()[0]) == MORE)
+
+
+def _pair_by_pair(q: Tensor, k: Tensor, normalize: str, kind: str) -> bool:
+    """Whether a layout costs more than it saves, or no kernel knows what is asked for."""
+    return q.shape[2] <= FEW and q.shape[2] < k.shape[2] or (normalize == "all" and kind == "block") or not q.shape[2]
 
 
 def _hidden(keys: Tensor | None) -> Tensor | None:

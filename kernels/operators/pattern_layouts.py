@@ -4,9 +4,10 @@ import hashlib
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 from surgery.kernels.layouts import Blocks, Edges
 from surgery.kernels.layouts.convert import edges_from_blocks
 from surgery.kernels.layouts.rules import Rules
@@ -22,24 +23,35 @@ class Layouts:
 
     def __init__(self, room: int = ROOM) -> None:
         self.room, self.taken, self.lock = room, 0, threading.Lock()
-        self.kept: OrderedDict[Hashable, tuple[Blocks | Edges, int]] = OrderedDict()
+        self.kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self.digests: dict[int, tuple[weakref.ref, int, bytes]] = {}
 
     def get(self, rules: Rules, queries: int, keys: int, causal: bool, kind: str) -> Blocks | Edges:
         """The layout of a kind, `block` or `edge`."""
+
+        def make() -> Blocks | Edges:
+            made = rules.blocks(queries, keys, causal)
+            return edges_from_blocks(made) if kind == "edge" else made
+
+        return self._made(rules, (queries, keys, causal, kind), make, lambda made: made.tensors())
+
+    def row(self, rules: Rules, row: int, blocks: int) -> tuple[Tensor, Tensor]:
+        """Keys of the blocks that queries of a block row keep, of `blocks` there are: int64 [H, n], and which of these
+        count, bool [H, n]: heads that keep fewer than others are filled up."""
+        return self._made(rules, (row, blocks), lambda: _keys_of(rules, row, blocks), list)
+
+    def _made(self, rules: Rules, at: tuple, make: Callable[[], Any], tensors: Callable[[Any], list[Tensor]]) -> Any:
         parts = tuple(self._digest(tensor) for tensor in rules.tensors())
-        key = (parts, str(rules.columns.device), rules.block, rules.length, queries, keys, causal, kind)
+        key = (parts, str(rules.columns.device), rules.block, rules.length, *at)
         with self.lock:
             if key in self.kept:
                 self.kept.move_to_end(key)
                 return self.kept[key][0]
-        made: Any = rules.blocks(queries, keys, causal)
-        made = edges_from_blocks(made) if kind == "edge" else made
-        self._keep(key, made)
+        made = make()
+        self._keep(key, made, sum(tensor.nbytes for tensor in tensors(made)))
         return made
 
-    def _keep(self, key: Hashable, made: Blocks | Edges) -> None:
-        size = sum(tensor.nbytes for tensor in made.tensors())
+    def _keep(self, key: Hashable, made: Any, size: int) -> None:
         with self.lock:
             if key in self.kept or size > self.room:
                 return
@@ -63,3 +75,12 @@ class Layouts:
 
 
 LAYOUTS = Layouts()
+
+
+def _keys_of(rules: Rules, row: int, blocks: int) -> tuple[Tensor, Tensor]:
+    kept = rules.table(torch.tensor([row], device=rules.columns.device), blocks)[:, 0]
+    most = int(kept.sum(1).max())
+    held, places = kept.to(torch.uint8).sort(dim=1, descending=True, stable=True)
+    inside = torch.arange(rules.block, device=kept.device)
+    positions = places[:, :most, None] * rules.block + inside
+    return positions.flatten(1), held[:, :most].bool().repeat_interleave(rules.block, 1)

@@ -200,24 +200,33 @@ def _kept(graph_module: GraphModule, source: Node, axis: int, step: KeepEdges, l
     def call(target, *args, **kwargs):
         return graph.call_function(target, args, kwargs)
 
-    length = size_of(graph, source, axis)
-    positions = call(aten.arange.default, length, device=value(like).device)
-    place = call(aten.floor_divide.default, positions, rules.block) if rules.block > 1 else positions
-    row = call(aten.unsqueeze.default, place, 1)
+    length, device = size_of(graph, source, axis), value(like).device
+    positions = call(aten.arange.default, length, device=device)
+    place = call(aten.floor_divide.default, positions, rules.block)
+    blocks = call(aten.arange.default, _blocks(graph, length, rules.block), device=device)
+    row = call(aten.unsqueeze.default, blocks, 1)
     far = rules.distances.shape[1] - 1
-    apart = call(aten.clamp.default, call(aten.add.Tensor, call(aten.sub.Tensor, row, place), far // 2), 0, far)
+    apart = call(aten.clamp.default, call(aten.add.Tensor, call(aten.sub.Tensor, row, blocks), far // 2), 0, far)
     kept = call(aten.index.Tensor, distances, [None, apart])
     if bool(rules.columns.any()):
-        held = call(aten.clamp.default, place, 0, rules.columns.shape[1] - 1)
-        there = call(aten.unsqueeze.default, call(aten.index.Tensor, columns, [None, held]), 1)
+        held = call(aten.clamp.default, blocks, 0, rules.columns.shape[1] - 1)
+        there = call(aten.unsqueeze.default, call(aten.index_select.default, columns, 1, held), 1)
         kept = call(aten.logical_or.default, there, kept)
     if len(rules.entries):
-        kept = call(aten.logical_or.default, kept, _single(graph, rules, entries, row, place, like))
-    return positions, kept
+        kept = call(aten.logical_or.default, kept, _single(graph, rules, entries, row, blocks, like))
+    wide = call(aten.index_select.default, kept, 2, place)
+    return positions, call(aten.index_select.default, wide, 1, place)
 
 
-def _single(graph: Graph, rules: Rules, entries: Node, row: Node, place: Node, like: Node) -> Node:
-    """bool [H, S, S] of single blocks; a longer input finds no row in their table."""
+def _blocks(graph: Graph, length: Node | int, block: int) -> Node | int:
+    """How many blocks a length has."""
+    if isinstance(length, int):
+        return -(-length // block)
+    return graph.call_function(operator.floordiv, (graph.call_function(operator.add, (length, block - 1)), block))
+
+
+def _single(graph: Graph, rules: Rules, entries: Node, row: Node, blocks: Node, like: Node) -> Node:
+    """bool [H, R, R] of single blocks; a longer input finds no row in their table."""
 
     def call(target, *args, **kwargs):
         return graph.call_function(target, args, kwargs)
@@ -228,4 +237,4 @@ def _single(graph: Graph, rules: Rules, entries: Node, row: Node, place: Node, l
     parts = [call(aten.select.int, numbers, 1, column) for column in range(3)]
     yes = call(aten.ones.default, [], dtype=torch.bool, device=value(like).device)
     table = call(aten.index_put.default, empty, parts, yes)
-    return call(aten.index.Tensor, table, [None, row, place])
+    return call(aten.index.Tensor, table, [None, row, blocks])

@@ -1,5 +1,6 @@
 """Latency and memory of a rewritten model beside the original, at the size of the data."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,11 @@ from surgery.verify.timing import latency
 BATCHES, TASK_BATCHES = (1, 32), (1, 8, 32)
 LARGEST = 1 << 30
 """Bytes of outputs in one forward pass; a batch that gives more is not run."""
+LONGEST = 4.0
+"""Seconds of one forward pass; a batch that takes more is not timed, if one row takes a tenth of that alone."""
+
+
+TOO_LARGE = "the outputs of batch {} take more than 1 GB, or its pass more than 4 s"
 
 
 def timed_inputs(model: LoadedModel, data: Data | None) -> Inputs:
@@ -59,7 +65,7 @@ def latency_rows(
         compiled=compiled,
         progress=lambda text: progress(text, 0, 0),
     )
-    skipped = [{"mode": "eager", "batch": batch, "skipped": _too_large(batch)} for batch in wanted[len(batches) :]]
+    skipped = [{"mode": "eager", "batch": batch, "skipped": TOO_LARGE.format(batch)} for batch in wanted[len(batches) :]]
     rows = [row | _told(inputs, task) for row in rows + skipped]
     return rows + (decode_rows(uncut, after, inputs, batches, progress) if task in WRITING else [])
 
@@ -73,10 +79,15 @@ def memory_row(before: nn.Module, after: GraphModule, inputs: Inputs) -> dict[st
 
 @torch.no_grad()
 def fitting(module: nn.Module, inputs: Inputs, batches: tuple[int, ...]) -> tuple[int, ...]:
-    """The batch sizes whose outputs stay under 1 GB, the first of them in any case."""
-    outputs = tensors_of(call(module, with_batch(inputs, size=1)))
-    single = sum(output.numel() * output.element_size() for output in outputs)
-    return tuple(batch for batch in batches if batch == batches[0] or batch * single <= LARGEST)
+    """The batch sizes whose outputs stay under 1 GB and that take under 4 s, the first of them in any case."""
+    single = with_batch(inputs, size=1)
+    outputs = tensors_of(call(module, single))
+    size = sum(output.numel() * output.element_size() for output in outputs)
+    started = time.perf_counter()
+    call(module, single)
+    took = time.perf_counter() - started
+    most = LONGEST / took if took > LONGEST / 10 else float("inf")
+    return tuple(batch for batch in batches if batch == batches[0] or batch * size <= LARGEST and batch <= most)
 
 
 def _row(example: Any, rows: Tensor) -> Any:
@@ -91,7 +102,3 @@ def _told(inputs: Inputs, task: str | None) -> dict[str, Any]:
         return {}
     phase = {"phase": "prefill"} if task in WRITING else {}
     return phase | {"length": first.shape[1]}
-
-
-def _too_large(batch: int) -> str:
-    return f"the outputs of batch {batch} take more than 1 GB"
