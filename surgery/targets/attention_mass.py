@@ -1,7 +1,7 @@
 """How much attention passes through each block of queries and keys, per head, on calibration data."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +22,12 @@ ROWS = 256
 @dataclass(eq=False)
 class Mass:
     """Of one site: `table` [H, R, C], the attention between block rows of queries and block columns of keys, over all
-    queries seen; `length` the most keys; `query` and `key` shapes [B, heads, S, D] of the last batch, `dtype` theirs."""
+    queries seen; `length` the most keys."""
 
     block: int
     causal: bool
     table: Tensor | None = None
     length: int = 0
-    query: tuple[int, ...] = ()
-    key: tuple[int, ...] = ()
-    dtype: torch.dtype = torch.float32
-    masked: bool = False
 
     def add(self, table: Tensor, keys: int) -> None:
         """Blocks of a further batch; of all batches the first keys are the same positions."""
@@ -60,7 +56,7 @@ def measure(
     for index, (inputs, _) in enumerate(batches(calibration)):
         progress("measuring attention", index, len(calibration))
         real = next((inputs[name] for name in MASKS if isinstance(inputs.get(name), Tensor)), None)
-        _Watch(graph_module, forms, masses, real).values(calibration, inputs)
+        _Measure(graph_module, forms, masses, real).values(calibration, inputs)
     return masses
 
 
@@ -83,42 +79,51 @@ class Run(Interpreter):
         return self.run(*(placed[node] for node in placeholders(self.module)), enable_io_processing=False)
 
 
-class _Watch(Run):
+class Watch(Run):
+    """Sees every attention as it is computed: `weights` takes the softmax of some queries, `seen` comes once per call."""
+
     def __init__(
-        self,
-        graph_module: GraphModule,
-        forms: Mapping[str, tuple[AttentionForm, bool]],
-        masses: dict[str, Mass],
-        real: Tensor | None,
+        self, graph_module: GraphModule, forms: Mapping[str, tuple[AttentionForm, bool]], real: Tensor | None
     ) -> None:
         super().__init__(graph_module)
-        self.fused = {form.product: name for name, (form, _) in forms.items() if form.fused}
-        self.softmax = {form.softmax: name for name, (form, _) in forms.items() if not form.fused}
-        self.forms, self.masses, self.real = forms, masses, real
+        self.names = {form.product if form.fused else form.softmax: name for name, (form, _) in forms.items()}
+        self.forms, self.real = forms, real
+
+    def weights(self, name: str, weights: Tensor, start: int, keys: int) -> None:
+        """[B, H, n, Sk] of queries from `start` on; queries that are padding have none."""
+
+    def seen(self, name: str, form: AttentionForm) -> None:
+        """The call's inputs stand in `env`."""
+        if not form.fused:
+            made = heads_first(self.env[form.softmax])
+            return self.weights(name, self._of_real(made, 0), 0, made.shape[-1])
+        q, k = self.env[form.query], self.env[form.key]
+        mask = None if form.mask is None else self.env[form.mask]
+        for start in range(0, q.shape[-2], ROWS):
+            self.weights(name, self._of_real(_weights(q, k, mask, form, start), start), start, k.shape[-2])
 
     def run_node(self, node: Node) -> Any:
         made = super().run_node(node)
-        if node in self.softmax:
-            name = self.softmax[node]
-            self._add(name, _heads_first(made), 0)
-        elif node in self.fused:
-            name = self.fused[node]
-            form = self.forms[name][0]
-            q, k = self.env[form.query], self.env[form.key]
-            mask = None if form.mask is None else self.env[form.mask]
-            mass = self.masses[name]
-            mass.query, mass.key, mass.dtype, mass.masked = tuple(q.shape), tuple(k.shape), q.dtype, mask is not None
-            for start in range(0, q.shape[-2], ROWS):
-                self._add(name, _weights(q, k, mask, form, start), start, k.shape[-2])
+        if node in self.names:
+            self.env[node] = made
+            self.seen(self.names[node], self.forms[self.names[node]][0])
         return made
 
-    def _add(self, name: str, weights: Tensor, start: int, keys: int | None = None) -> None:
-        """Weights [B, H, n, Sk] of queries from `start` on."""
-        mass, real = self.masses[name], self.real
-        end = start + weights.shape[2]
-        if real is not None and real.dim() == 2 and real.shape[0] == len(weights) and real.shape[1] >= end:
-            weights = weights * (real[:, None, start:end, None] != 0)
-        mass.add(blocked(weights.double().sum(0), mass.block, start), keys or weights.shape[-1])
+    def _of_real(self, weights: Tensor, start: int) -> Tensor:
+        real, end = self.real, start + weights.shape[2]
+        if real is None or real.dim() != 2 or real.shape[0] != len(weights) or real.shape[1] < end:
+            return weights
+        return weights * (real[:, None, start:end, None] != 0)
+
+
+class _Measure(Watch):
+    def __init__(self, graph_module: GraphModule, forms: Any, masses: dict[str, Mass], real: Tensor | None) -> None:
+        super().__init__(graph_module, forms, real)
+        self.masses = masses
+
+    def weights(self, name: str, weights: Tensor, start: int, keys: int) -> None:
+        mass = self.masses[name]
+        mass.add(blocked(weights.double().sum(0), mass.block, start), keys)
 
 
 def blocked(weights: Tensor, block: int, start: int = 0) -> Tensor:
@@ -133,7 +138,7 @@ def blocked(weights: Tensor, block: int, start: int = 0) -> Tensor:
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, form: AttentionForm, start: int) -> Tensor:
     """softmax(s) [B, H, n, Sk] of some queries, float32; queries that see nobody have none."""
     rows = slice(start, min(start + ROWS, q.shape[-2]))
-    q, k = _heads_first(q)[:, :, rows].float(), _heads_first(k).float()
+    q, k = heads_first(q)[:, :, rows].float(), heads_first(k).float()
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = q @ k.transpose(-1, -2) * form.scale
     if form.causal:
@@ -146,7 +151,7 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor | None, form: AttentionForm, sta
     return scores.softmax(-1).nan_to_num(0)
 
 
-def _heads_first(x: Tensor) -> Tensor:
+def heads_first(x: Tensor) -> Tensor:
     """[B, H, S, D] of [.., heads.., S, D]."""
     return x.flatten(1, -3) if x.dim() > 3 else x.unsqueeze(1)
 

@@ -6,15 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 from surgery.anatomy.attention_form import AttentionForm
-from surgery.anatomy.graphs import shape
 from surgery.anatomy.site import Anatomy, Site
 from surgery.diagnostics import RefusalError
-from surgery.kernels.layouts.rules import Rules
-from surgery.lowering.patterns import choose_pattern
 from surgery.passes.keep_edges import DENSE
 from surgery.passes.runner import run_passes
 from surgery.targets.attention_mass import Mass, measure
@@ -27,8 +23,8 @@ from surgery.targets.edge_work import (
     Patterned,
     PatternWork,
     forms_in,
-    hint,
     length_of,
+    lower,
     planned,
     refuse_auto,
     steps_of,
@@ -63,9 +59,9 @@ class BlockPattern(PatternWork):
         self._refuse_shown(laid, found)
         rows = []
         for place, each in enumerate(laid):
-            form, lowered = self._lower(each, found[each.call][1], masses[each.call], context)
+            form, why = lower(self, each, found[each.call][1], context)
             laid[place] = replace(each, form=form)
-            rows.append(site_row(each, masses[each.call] if context.calibration else None, lowered))
+            rows.append(site_row(each, masses[each.call] if context.calibration else None, why))
         length = max((each.length for each in laid), default=0)
         data_rows = context.calibration.rows if context.calibration else 0
         one = finding(self, rows, length=length, data_rows=data_rows, requested=float(self.options.share.fraction))
@@ -175,19 +171,6 @@ class BlockPattern(PatternWork):
         quick = [replace(each, form=fast if found[each.call][1].fused else DENSE) for each in laid]
         return run_passes(graph_module, steps_of(self, quick, found))
 
-    def _lower(self, laid: Laid, form: AttentionForm, mass: Mass, context: Context) -> tuple[str, str]:
-        """As what a site runs, and the sentence that says why."""
-        if not form.fused:
-            return DENSE, f"{DENSE}: its softmax is written out in the model, and no kernel stands in for it"
-        if self.options.by == "random":
-            return "block" if self.normalize == "kept" else DENSE, "a control: not measured"
-        context.progress(f"measuring {laid.site.name}", 0, 0)
-        decision = lowered(mass, laid.rules, self.normalize)
-        times = ", ".join(f"{name} {value:.3g} ms" for name, value in decision.milliseconds.items())
-        sizes = f"at {list(mass.query)} of {str(mass.dtype).removeprefix('torch.')}"
-        why = decision.reason if decision.sparse else f"{decision.reason} {_rejected(decision)}".strip()
-        return decision.chosen, f"{decision.chosen}: {why} {sizes}" + (f" ({times})" if times else "")
-
     def _told(self, laid: list[Laid], one: Mapping[str, Any]) -> Iterator[str]:
         lengths = {each.rules.length for each in laid if each.rules.length}
         if lengths:
@@ -195,27 +178,6 @@ class BlockPattern(PatternWork):
         dense = sum(row["lowered"].startswith(DENSE) for row in one["sites"])
         if dense:
             yield f"{dense} of {len(laid)} attentions run dense, under a mask: nothing sparse measured faster"
-
-
-def lowered(mass: Mass, rules: Rules, normalize: str) -> Any:
-    """The gate's decision at the shape, dtype and mask that were seen, for one row."""
-    draw = torch.Generator().manual_seed(0)
-    sizes = (mass.query, mass.key, mass.key)
-    q, k, v = (torch.randn(1, *_plain(size), generator=draw).to(mass.dtype) for size in sizes)
-    mask = None
-    if mass.masked:
-        mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool)
-        mask = mask.tril() if mass.causal else mask
-    return choose_pattern(q, k, v, rules, causal=mass.causal, normalize=normalize, mask=mask)
-
-
-def _plain(size: tuple[int, ...]) -> tuple[int, int, int]:
-    """(heads, S, D) of [B, heads.., S, D]."""
-    return torch.Size(size[1:-2]).numel(), *size[-2:]
-
-
-def _rejected(decision: Any) -> str:
-    return "; ".join(f"{name} {why}" for name, why in decision.rejected.items())
 
 
 def _guessed(form: AttentionForm, causal: bool, block: int) -> Mass:
@@ -228,7 +190,4 @@ def _guessed(form: AttentionForm, causal: bool, block: int) -> Mass:
     table = table.tril() if causal else table
     mass = Mass(block, causal)
     mass.add(table.expand(form.count, -1, -1).clone(), length)
-    if form.fused:
-        mass.query, mass.key = (tuple(map(hint, shape(each))) for each in (form.query, form.key))
-        mass.dtype, mass.masked = form.query.meta["val"].dtype, form.mask is not None
     return mass

@@ -9,10 +9,12 @@ import torch
 from torch.fx import GraphModule
 
 from surgery.anatomy.attention_form import AttentionForm, Obstacle, forms_of
-from surgery.anatomy.graphs import shape
+from surgery.anatomy.graphs import shape, value
 from surgery.anatomy.site import Anatomy, Site
 from surgery.diagnostics import RefusalError
 from surgery.kernels.layouts.rules import Rules
+from surgery.lowering.gate import Decision
+from surgery.lowering.patterns import choose_pattern
 from surgery.passes.keep_edges import DENSE, KeepEdges, MaskEdges, node_of, unfit
 from surgery.passes.write_out_attention import WriteOutAttention
 from surgery.plan.action import Action
@@ -125,6 +127,37 @@ def forms_in(
     return found
 
 
+def lower(work: PatternWork, laid: Laid, form: AttentionForm, context: Any) -> tuple[str, str]:
+    """As what a site runs, and the sentence that says why."""
+    if not form.fused:
+        return DENSE, f"{DENSE}: its softmax is written out in the model, and no kernel stands in for it"
+    if work.options.by == "random":
+        return DENSE if work.normalize == "all" else "block", "a control: not measured"
+    context.progress(f"measuring {laid.site.name}", 0, 0)
+    decision = decide(laid, form, work.normalize)
+    times = ", ".join(f"{name} {taken:.3g} ms" for name, taken in decision.milliseconds.items())
+    others = "" if decision.sparse else "; ".join(f"{name} {why}" for name, why in decision.rejected.items())
+    sizes = f"at {laid.length} keys, {str(value(form.query).dtype).removeprefix('torch.')}"
+    why = " ".join(filter(None, (decision.reason, others, sizes)))
+    return decision.chosen, f"{decision.chosen}: {why}" + (f" ({times})" if times else "")
+
+
+def decide(laid: Laid, form: AttentionForm, normalize: str) -> Decision:
+    """The gate's, for one row of the length that the pattern was made at, and a mask where the site has one."""
+    draw, like, causal = torch.Generator().manual_seed(0), value(form.query), laid.site.causal
+    heads, kv_heads, width = form.count, shape(form.key)[-3], shape(form.query)[-1]
+    kv_heads = heads if len(form.heads) != 1 else int(kv_heads)
+    q, k, v = (
+        torch.randn(1, count, laid.length, width, generator=draw).to(like.device, like.dtype)
+        for count in (heads, kv_heads, kv_heads)
+    )
+    mask = None
+    if form.mask is not None:
+        mask = torch.ones(1, 1, laid.length, laid.length, dtype=torch.bool, device=like.device)
+        mask = mask.tril() if causal else mask
+    return choose_pattern(q, k, v, laid.rules, causal=causal, normalize=normalize, mask=mask)
+
+
 def length_of(form: AttentionForm) -> int:
     """Keys that the example inputs have."""
     return hint(shape(form.query)[-2] if form.fused else shape(form.logits)[-2])
@@ -150,8 +183,3 @@ def planned(work: PatternWork, anatomy: Anatomy) -> list[PatternWork]:
     """The work, once what it is about was seen to be fit."""
     forms_in(anatomy.graph_module, work.sites, work.options)
     return [work]
-
-
-def told(laid: tuple[Laid, ...], more: Mapping[str, Any]) -> dict[str, Any]:
-    """For the action in the report."""
-    return {"patterns": {each.site.name: each.form for each in laid}} | dict(more)

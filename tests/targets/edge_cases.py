@@ -38,3 +38,8 @@ def spec(root: Path, kind: str, *clauses: str, **options: Any) -> Path:
     path = root / f"{kind}.surgery"
     path.write_text("\n".join([f"model hf:{folder(kind, root, **options)}", data, *clauses]) + "\n")
     return path
+
+
+def of(report: dict[str, Any]) -> dict[str, Any]:
+    """The finding of its edges."""
+    return next(found for found in report["findings"] if found["kind"] == "edges")
