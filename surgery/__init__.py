@@ -20,6 +20,7 @@ _HOMES = {
     "parse": "surgery.language",
     "plan": "surgery.session",
     "save": "surgery.bundle",
+    "write_edges": "surgery.targets.edges_file",
 }
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "parse",
     "plan",
     "save",
+    "write_edges",
 ]
 
 

@@ -6,7 +6,7 @@ import torch
 from surgery.diagnostics import RefusalError
 from surgery.lowering.gate import Decision
 from surgery.session import apply
-from surgery.targets import block_pattern
+from surgery.targets import edge_work
 
 import surgery
 
@@ -23,19 +23,15 @@ def root(tmp_path_factory):
 def form(request, monkeypatch):
     """As what sites run, whatever is faster here."""
     found = Decision("attention pattern", request.param, 1.0, "asked for", True, "cpu", {})
-    monkeypatch.setattr(block_pattern, "lowered", lambda *given: found)
+    monkeypatch.setattr(edge_work, "decide", lambda *given: found)
     return request.param
 
-
-def of(report):
-    return next(found for found in report["findings"] if found["kind"] == "edges")
 
 
 CASES = [
     ("gpt2", FORMS[2], torch.float32, "block"),
     ("llama", FORMS[0], torch.float32, "block"),
     ("llama", FORMS[2], torch.bfloat16, "edge"),
-    ("gpt2", FORMS[1], torch.float32, "dense"),
     ("mistral", FORMS[0], torch.float32, "block"),
     ("bert", FORMS[1], torch.float32, "block"),
     ("bert", FORMS[2], torch.bfloat16, "dense"),
@@ -46,7 +42,7 @@ CASES = [
 def test_a_pattern_is_proven_reloaded_and_generates(kind, keep, dtype, form, root, tmp_path):
     path = edge_cases.spec(root, kind, f"sparsify attention 60% via blocks block=4 keep=[{keep}]", dtype=dtype)
     result = apply(path, tmp_path / "out", timing=False, controls=False)
-    report, found = result.report, of(result.report)
+    report, found = result.report, edge_cases.of(result.report)
     assert {row["length"] for row in report["parity"]} >= {edge_cases.LENGTH} if kind != "bert" else True
     assert all(row["holds"] for row in report["parity"]) and len(report["parity"]) >= 4
     assert found["achieved"] >= 0.6 and found["requested"] == 0.6
@@ -80,3 +76,64 @@ def generates(model, ids):
     with torch.no_grad():
         logits = first(model(input_ids=written, attention_mask=mask))
     assert torch.equal(logits[:, 5:-1].argmax(-1), written[:, 6:])
+
+
+def test_ways_to_spend_the_budget_are_compared_and_pictured(root, monkeypatch):
+    monkeypatch.setattr(edge_work, "decide", lambda *given: Decision("", "block", 1.0, "", True, "cpu", {}))
+    report = apply(edge_cases.spec(root, "gpt2", "sparsify attention 60% via blocks block=4"), timing=False).report
+    tried = report["actions"][0]["choice"]["candidates"]
+    assert [row["name"] for row in report["controls"]] == ["random blocks, as many"]
+    assert len(tried) == 4 and sum(row["chosen"] for row in tried) == 1
+    for row in edge_cases.of(report)["sites"]:
+        maps = torch.tensor([row["map"]["dense"], row["map"]["kept"]])
+        assert maps.shape == (2, 4, 12, 12) and maps.amin() >= 0 and maps.amax() == 255
+
+
+REFUSED = {
+    "S332": ("sparsify attention 95% via blocks block=16", "leave 50% to go at most"),
+    "S318": ("sparsify attention 50% via blocks by magnitude", "not for `via blocks`"),
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_what_cannot_be_is_refused(code, root):
+    clause, message = REFUSED[code]
+    with pytest.raises(RefusalError, match=message) as caught:
+        apply(edge_cases.spec(root, "gpt2", clause), timing=False)
+    assert caught.value.diagnostics[0].code == code and caught.value.diagnostics[0].help
+
+
+def test_without_data_sinks_and_windows_alone_can_be_chosen(root):
+    model, options = Stranger().eval(), {"example_inputs": {"x": torch.randn(2, 32, 16)}, "timing": False}
+    report = surgery.compile(model, "sparsify attention 60% via blocks block=4 keep=[sink, window]", **options).report
+    found = edge_cases.of(report)
+    assert found["rows"] == 0 and found["sites"][0]["mass"] is None and found["achieved"] >= 0.6
+    assert all(row["holds"] for row in report["parity"])
+    with pytest.raises(RefusalError, match="there is none to calibrate on") as caught:
+        surgery.compile(model, "sparsify attention 60% via blocks block=4", **options)
+    assert caught.value.diagnostics[0].code == "S323"
+
+
+class Stranger(torch.nn.Module):
+    """Bidirectional, and of any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        return x + self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_images_keep_their_blocks_too(root):
+    transformers = pytest.importorskip("transformers")
+    name, config, settings, _ = edge_cases.KINDS["vit"]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, config)(**settings)).eval()
+    clause = "sparsify attention 40% via blocks block=16 keep=[sink, window]"
+    report = surgery.compile(model, clause, example_inputs={"pixel_values": torch.randn(2, 3, 32, 32)}, timing=False).report
+    assert all(row["holds"] for row in report["parity"]) and edge_cases.of(report)["length"] == 65
+    report = surgery.compile("zoo:digits-dit", clause.replace("16", "4"), timing=False, controls=False, data="noise").report
+    assert all(row["holds"] for row in report["parity"])
+    assert {row["site"] for row in edge_cases.of(report)["sites"]} >= {"blocks.0.attn"}
