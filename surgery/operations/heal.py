@@ -31,16 +31,25 @@ class Heal:
         "original's outputs: KL of logits, else squared error), both (their sum); auto is data where it has a loss",
     )
     steps: int = setting(whole(at_least=1), default=500, doc="optimizer steps")
-    lr: float = setting(number(at_least=0.0), default=1e-4, doc="the learning rate behind the warm-up, 5 % of the steps")
+    lr: float = setting(
+        number(at_least=0.0), default=1e-4, doc="the learning rate behind the warm-up, which is 5 % of the steps"
+    )
     batch: int = setting(whole(at_least=1), default=16, doc="rows in an optimizer step, of all processes together")
-    accumulate: int = setting(whole(at_least=1), default=1, doc="passes that such a batch is computed in, to save memory")
+    accumulate: int = setting(
+        whole(at_least=1), default=1, doc="passes that such a batch is computed in, to save memory"
+    )
     precision: str = setting(
         "float32", "bfloat16", default="float32", doc="what a float32 model is computed in; its weights stay float32"
     )
     decay: str = setting("cosine", "linear", "none", default="cosine", doc="how the rate falls behind the warm-up")
-    lora: int = setting(whole(at_least=0), default=0, doc="train adapters of this rank, merged at the end; 0: all weights")
+    lora: int = setting(
+        whole(at_least=0), default=0, doc="train adapters of this rank, merged at the end; 0: all weights"
+    )
     shard: str = setting(
-        "none", "fsdp", default="none", doc="under torchrun: a copy in each process (DDP), or the model shared out (FSDP2)"
+        "none",
+        "fsdp",
+        default="none",
+        doc="under torchrun: a copy in each process (DDP), or the model shared out (FSDP2)",
     )
     seed: int = setting(whole(at_least=0), default=0, doc="of the order of rows and of adapters")
 

@@ -1,4 +1,4 @@
-"""What works behind the cuts learn from: the calibration data as the cut model takes it, or the sampler's own states."""
+"""What works behind the cuts learn from: calibration data as the cut model takes it, or the sampler's own states."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,7 +11,7 @@ from surgery.targets.context import Context
 
 
 def learned_from(prepared: Prepared, choices: Iterable[Any], context: Context) -> Calibration | None:
-    """None where there is nothing: no calibration data, and no diffusion model that makes its own on its way to samples.
+    """None where there is nothing: no calibration data, and no diffusion model, which makes its own when it samples.
 
     The states of a sampler have no targets: what learns from them learns from the original's outputs.
     """

@@ -77,8 +77,8 @@ class Calibration:
         return weight_of(self.task, inputs, targets)
 
     def next_tokens(self) -> Tensor | None:
-        """The targets that "causal-lm" implies, written out [N, T]: the next token, IGNORED where there is none or it is
-        padding; None for another task."""
+        """The targets that "causal-lm" implies, written out [N, T]: the next token, IGNORED where there is none or it
+        is padding; None for another task."""
         ids = self.inputs.get("input_ids")
         if self.task != "causal-lm" or ids is None:
             return None

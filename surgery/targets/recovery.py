@@ -63,9 +63,14 @@ class Recovering(OfClause):
         if by != "data":
             self._refuse_teacher(graph_module, original, context)
         settings = self._settings(by, context)
-        taught = original if settings.distill else None
         found = train(
-            graph_module, context.calibration, settings, Recovery(), teacher=taught, progress=context.progress, what="healing"
+            graph_module,
+            context.calibration,
+            settings,
+            Recovery(),
+            teacher=original if settings.distill else None,
+            progress=context.progress,
+            what="healing",
         )
         return self._learned(found, by)
 
@@ -123,7 +128,8 @@ class Recovering(OfClause):
         if found.best_step == 0:
             told = f"no state was better than the beginning, which stays: its {what} is {start.loss:.4g}"
         else:
-            told = f"{what} {start.loss:.4g} → {best.loss:.4g} on rows kept apart, at step {best.step} of {self.options.steps}"
+            when = f"at step {best.step} of {self.options.steps}"
+            told = f"{what} {start.loss:.4g} → {best.loss:.4g} on rows kept apart, {when}"
         told_in_report = {
             "learned_from": by,
             "error": best.loss,

@@ -119,8 +119,8 @@ class Tokens(OfClause):
         return self._renumbered(module, choice) if self.remove else module
 
     def calibrated(self, choice: Choice, calibration: Calibration) -> Calibration:
-        """The same data for the cut model: ids as it is fed them, targets as its scores count them; a token that is gone
-        is nobody's target."""
+        """The same data for the cut model: ids as it is fed them, targets as its scores count them; a token that is
+        gone is nobody's target."""
         if not self.remove:
             return calibration
         targets = calibration.next_tokens() if calibration.targets is None else calibration.targets

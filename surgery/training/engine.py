@@ -41,7 +41,8 @@ def train(
     calibration  rows to train on; a tenth of them, a batch at least, only judges
     teacher      called with a batch's inputs, where `settings.distill` asks for it
     before_step  called with (the copy, step, micro) before each forward pass: it may write into buffers, and nothing
-                 else may be random. `micro` counts through all processes' passes of a step; EVALUATION where nothing is learned
+                 else may be random. `micro` counts through all processes' passes of a step; EVALUATION where nothing is
+                 learned
     forward      (module, inputs by keyword) → (outputs, penalty or None)
     evaluate     (the copy, rows to judge by) → (loss, penalty or None); else both are means of `forward`'s
     whole        tensors that are trained beside adapters; `scales` multiples of the rate, by name
@@ -49,8 +50,8 @@ def train(
 
     Returns Trained: the best state by the objective. A loss or gradient that is not finite ends it with the last good
     states kept. With `settings.checkpoint` a training goes on from where it was interrupted, to the bit.
-    Raises SurgeryError (S812, S814), KeyboardInterrupt where Ctrl-C was pressed or SIGTERM sent, behind the step that was
-    under way.
+    Raises SurgeryError (S812, S814), KeyboardInterrupt where Ctrl-C was pressed or SIGTERM sent, behind the step that
+    was under way.
     """
     if settings.distill and teacher is None:
         raise SurgeryError("there is no teacher to learn from", code="S814", help="give `teacher`, or distill=0")

@@ -33,8 +33,8 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Micro:
-    """One pass of one process: keyword inputs, targets, and its shares of what the whole step's data loss, divergence from
-    the teacher and penalty are means over. So a step's loss is the sum of its passes', each times its share."""
+    """One pass of one process: keyword inputs, targets, and its shares of what the whole step's data loss, divergence
+    from the teacher and penalty are means over. So a step's loss is the sum of its passes', each times its share."""
 
     inputs: dict[str, Any]
     targets: Tensor | None

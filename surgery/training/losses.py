@@ -38,7 +38,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Called with a module and a batch. A batch that counts for nothing, all padding, has a loss of 0, gradient and all."""
+    """Called with a module and a batch. A batch that counts for nothing, all padding, has a loss of 0."""
 
     trainee: Trainee
     calibration: Calibration
@@ -77,7 +77,8 @@ class Losses:
             tokens, taught = self.calibration.weight(inputs, targets), count(self.calibration.task, inputs)
             length = next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
             parts = self(module, inputs, targets)
-            total, counted = total + self.measured(parts, tokens, taught), counted + (tokens if self.settings.data else taught)
+            total += self.measured(parts, tokens, taught)
+            counted += tokens if self.settings.data else taught
             known = parts.penalty is not None
             paid, rows = paid + (float(parts.penalty) * length if known else 0.0), rows + length
         return total / max(1, counted), paid / rows if known else None

@@ -19,7 +19,9 @@ def gathered(
     kinds = {"weight": {name: value.detach() for name, value in trained.items()}, "best": best}
     kinds |= {key: {name: optimizer.state[value][key] for name, value in trained.items()} for key in MOMENTS}
     return {
-        f"{kind}.{name}": processes.whole(value).cpu() for kind, values in kinds.items() for name, value in values.items()
+        f"{kind}.{name}": processes.whole(value).cpu()
+        for kind, values in kinds.items()
+        for name, value in values.items()
     }
 
 

@@ -59,7 +59,7 @@ class Objective(Protocol):
 
 
 class Recovery:
-    """Minimise the loss; a penalty that the graph returns is added as it is. The best state has the lowest held-out loss."""
+    """Minimise the loss; a penalty that the graph returns is added as it is. The lowest held-out loss is best."""
 
     penalty = "penalty"
 

@@ -124,8 +124,8 @@ class Processes:
         return (told / self.world).tolist()
 
     def agree(self, step: int, identity: Mapping[str, Any]) -> None:
-        """Wait for all. Raises SurgeryError (S812) in each process where they would not train the same from the same step:
-        they would wait for one another for ever."""
+        """Wait for all. Raises SurgeryError (S812) in each process where they would not train the same from the same
+        step: they would wait for one another for ever."""
         text = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         for value, what in ((float(step), "checkpoint"), (float(int(text[:4], 16)), "model, data or settings")):
             mean, squares = self.mean([value, value**2])

@@ -182,8 +182,9 @@ class Run:
         self.before_step(self.trainee.module, 0, 0)
         parts = self.losses(self.trainee.module, micro.inputs, micro.targets)
         total, trained = self.objective.total(self.losses.followed(parts), parts.penalty), self.trainee.trained
-        reached = total.requires_grad
-        slopes = torch.autograd.grad(total, list(trained.values()), allow_unused=True) if reached else [None] * len(trained)
+        slopes: Any = [None] * len(trained)
+        if total.requires_grad:
+            slopes = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         left = [name for name, slope in zip(trained, slopes, strict=True) if slope is None]
         if len(left) == len(trained):
             raise SurgeryError(
@@ -203,7 +204,8 @@ class Run:
         """What is resumed from: nothing before the first step, and nothing where a number is not finite."""
         if self.settings.checkpoint is None or self.step == 0:
             return
-        told = {"step": self.step, "start": self.start.document(), "best": self.best.document(), "history": self.history}
+        told = {"step": self.step, "history": self.history}
+        told |= {"start": self.start.document(), "best": self.best.document()}
         told |= {"objective": self.objective.state(), "seconds": self._seconds()}
         tensors = gathered(self.processes, self.trained, self.kept, self.optimizer)
         if place() == 0 and is_finite(tensors):

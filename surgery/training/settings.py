@@ -55,7 +55,8 @@ class Settings:
     def __post_init__(self) -> None:
         fault = next(self._faults(), None)
         if fault:
-            raise SurgeryError(f"cannot train with {fault}", code="S814", help="`surgery explain heal` tells the settings")
+            help = "`surgery explain heal` tells the settings"
+            raise SurgeryError(f"cannot train with {fault}", code="S814", help=help)
 
     def _faults(self) -> Iterator[str]:
         for name in ("steps", "batch", "accumulate", "checkpoint_every"):

@@ -58,7 +58,8 @@ class Trainee:
                 trained[name], dtypes[name] = attribute(module, name), adapter.dtype
         _narrow(module, {each: dtypes[name] for name in trained for each in tied.get(name, (name,))})
         module.recompile()
-        return cls(module, graph_module, trained, {name: tied.get(name, (name,)) for name in trained}, dtypes, adapters, notes)
+        names = {name: tied.get(name, (name,)) for name in trained}
+        return cls(module, graph_module, trained, names, dtypes, adapters, notes)
 
     def weights(self, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """What the graph's own tensors become, by every name, adapters merged, in the dtypes the model stores.

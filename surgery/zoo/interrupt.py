@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def deferred_interrupt(*more: signal.Signals) -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C was pressed, or one of `more` was sent, such as the SIGTERM of torchrun
-    and of batch systems. A second one of the same kind takes effect at once.
+    """Yields a function that tells whether Ctrl-C was pressed, or one of `more` was sent, such as the SIGTERM of
+    torchrun and of batch systems. A second one of the same kind takes effect at once.
 
     Off the main thread, and where the process was told to ignore a signal, nothing changes and the answer stays False.
     """

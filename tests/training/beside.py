@@ -35,7 +35,8 @@ class Gated(torch.nn.Module):
 
     def forward(self, input_ids, attention_mask):
         logits = self.inner(input_ids) * torch.sigmoid(self.gate)
-        return (logits, self.unread(self.inner.table(input_ids))), torch.sigmoid(self.gate) * attention_mask.sum(1).double().mean()
+        penalty = torch.sigmoid(self.gate) * attention_mask.sum(1).double().mean()
+        return (logits, self.unread(self.inner.table(input_ids))), penalty
 
 
 @cache

@@ -64,5 +64,6 @@ def test_the_best_state_is_the_sparsest_feasible_one():
 
 def test_recovery_keeps_the_lowest_loss_and_adds_a_penalty():
     objective = Recovery()
-    assert objective.better(Evaluated(1, 1.0), Evaluated(0, 2.0)) and not objective.better(Evaluated(1, 2.0), Evaluated(0, 2.0))
+    assert objective.better(Evaluated(1, 1.0), Evaluated(0, 2.0))
+    assert not objective.better(Evaluated(1, 2.0), Evaluated(0, 2.0))
     assert float(objective.total(torch.tensor(1.0), torch.tensor(0.5))) == 1.5

@@ -1,4 +1,4 @@
-"""Two processes with Gloo on a CPU train to the weights that one process trains to, copied (DDP) or shared out (FSDP2)."""
+"""Two processes with Gloo on a CPU train to the weights that one trains to, copied (DDP) or shared out (FSDP2)."""
 
 import os
 import socket

@@ -89,7 +89,8 @@ def test_a_checkpoint_of_another_training_is_refused_and_names_what_differs(grap
     with torch.no_grad():
         other.get_parameter("up.bias").add_(1)
     cases = [
-        (graph, data, replace(kept, rate=1e-3, seed=4), Recovery(), ["rate: 0.003 there, 0.001 here", "seed: 0 there, 4 here"]),
+        (graph, data, replace(kept, rate=1e-3), Recovery(), ["rate: 0.003 there, 0.001 here"]),
+        (graph, data, replace(kept, lora=2, seed=4), Recovery(), ["lora: 0 there, 2 here", "seed: 0 there, 4 here"]),
         (graph, taught.calibration(graph, 60), kept, Recovery(), ["calibration data: "]),
         (other, data, kept, Recovery(), ["weights: "]),
         (graph, data, kept, Constrained(1.0), ["objective: recovery there, constrained here", "target: nothing there"]),
