@@ -39,11 +39,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Scene:
-    """Candidates measured in turn, and the cases read from them."""
+    """Candidates measured in turn, and the cases read from them. `warmup` are calls of each before the first round."""
 
     title: str
     candidates: Mapping[str, Callable[[], Any]]
     cases: tuple[Case, ...]
+    warmup: int = 3
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def options(description: str, argv: list[str] | None = None) -> Options:
 def measure(scene: Scene, asked: Options) -> list[dict[str, Any]]:
     """The rows of a scene: {case, ours_ms, peers_ms, ratio} and, for the document, quartiles, roofline and facts."""
     measured = {name: call for name, call in scene.candidates.items() if measurable(name, scene, asked)}
-    times = interleaved(measured, runs=asked.runs, warmup=3, budget_s=40, device=asked.device, clock=asked.clock)
+    times = interleaved(measured, runs=asked.runs, warmup=scene.warmup, budget_s=40, device=asked.device, clock=asked.clock)
     return [row(case, times) | roofline(case, times[case.ours], asked) for case in scene.cases]
 
 

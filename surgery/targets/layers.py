@@ -78,6 +78,8 @@ class Layers(OfClause):
         gone = sorted(layer.site.layer for layer in going)
         keep = [block.layer for block in self.blocks if block.layer not in gone]
         told.append(f"removed: {', '.join(layer.site.path for layer in going)}" if going else "nothing is removed")
+        for layer in going if context.passage else ():
+            context.passage.bypass(layer.entry, layer.exit)
         return Choice(torch.tensor(keep), Candidate(by, "none", 0.0), notes=tuple(told))
 
     def settle(self, choice: Choice) -> "Layers":

@@ -1,7 +1,7 @@
 """Calibration data on its way through the original network and the cut one, side by side, layer by layer.
 
-Both are the same graph; in the cut one layers already dealt with have other weights, zero where units are gone. Of
-each batch only the values that are still to be read are held, so that every layer is computed once however many sites
+Both are the same graph; in the cut one layers already dealt with have other weights, zero where units are gone, and
+blocks that go hand on what they are given. Of each batch only the values that are still to be read are held, so that every layer is computed once however many sites
 there are.
 """
 
@@ -33,7 +33,8 @@ class Batch:
 
 @dataclass(eq=False)
 class Passage:
-    """`at` moves on to a layer and tells what it reads; `change` gives it other weights in the cut network.
+    """`at` moves on to a layer and tells what it reads; `change` gives it other weights in the cut network, `bypass`
+    leaves out all between two nodes there.
 
     Layers are asked for in the graph's order; going back starts again from the inputs.
     """
@@ -43,6 +44,7 @@ class Passage:
     place: int = 0
     batches: list[Batch] = field(default_factory=list)
     changed: dict[Node, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    bypassed: dict[Node, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.nodes = list(self.graph_module.graph.nodes)
@@ -53,6 +55,11 @@ class Passage:
     def change(self, layer: Node, weight: Tensor, bias: Tensor | None) -> None:
         """From here on the cut network's layer has this weight and bias, as the graph stores them, at full size."""
         self.changed[layer] = (weight, bias)
+
+    def bypass(self, entry: Node, exit: Node) -> None:
+        """In the cut network `exit` is what `entry` is. To be told before the passage gets there."""
+        self.bypassed[exit] = entry
+        self.last[entry] = max(self.last[entry], self.order[exit])
 
     @torch.no_grad()
     def at(self, layer: Node) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -83,9 +90,11 @@ class Passage:
 
     def _advance(self, batch: Batch, until: int) -> None:
         for node in self.nodes[self.place : until]:
-            if batch.theirs is None and node in self.changed:
+            if batch.theirs is None and (node in self.changed or node in self.bypassed):
                 batch.theirs = dict(batch.ours)
-            if batch.theirs is not None:
+            if batch.theirs is not None and node in self.bypassed:
+                batch.theirs[node] = batch.theirs[self.bypassed[node]]
+            elif batch.theirs is not None:
                 self._step(batch.theirs, node, self.changed.get(node))
             self._step(batch.ours, node, None)
         for values in (batch.ours, batch.theirs or {}):

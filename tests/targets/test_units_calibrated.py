@@ -1,6 +1,7 @@
 """Heads and channels chosen and made up for by calibration data, on models nobody here wrote."""
 
 import pytest
+import strangers
 import torch
 from test_units import build
 
@@ -10,6 +11,7 @@ from surgery.anatomy.graphs import attribute
 from surgery.diagnostics import RefusalError
 from surgery.models.data import Data
 from surgery.targets.calibration import Calibration
+from surgery.targets.context import Context
 from surgery.targets.passage import Passage
 
 MODELS = {"BertModel": None, "GPT2LMHeadModel": "causal-lm", "LlamaForCausalLM": "causal-lm", "ViTModel": None}
@@ -124,6 +126,22 @@ def test_a_later_site_is_seen_in_the_network_as_it_then_is():
         model.encoder.layer[0].output.dense.weight.zero_()
     read = []
     model.encoder.layer[1].output.dense.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    with torch.no_grad():
+        model(**calibration.inputs)
+    assert torch.allclose(rows, read[0].flatten(0, 1), atol=1e-5) and bool(drift.abs().max() > 1e-3)
+
+
+def test_a_site_is_seen_without_the_layers_that_go():
+    model, inputs = build("BertModel")
+    anatomy = inspect(model, inputs)
+    calibration = Calibration(drawn(inputs, 6, 2), batch=4)
+    context = Context(calibration=calibration).begun(anatomy.graph_module)
+    (work,) = strangers.works_of(anatomy, "prune layer 0")
+    work.choose(anatomy, context)
+    _, second = (site.down for site in anatomy.of_kind("mlp"))
+    rows, drift = (torch.cat(each) for each in zip(*context.passage.at(second), strict=True))
+    model.encoder.layer, read = model.encoder.layer[1:], []
+    model.encoder.layer[0].output.dense.register_forward_pre_hook(lambda module, given: read.append(given[0]))
     with torch.no_grad():
         model(**calibration.inputs)
     assert torch.allclose(rows, read[0].flatten(0, 1), atol=1e-5) and bool(drift.abs().max() > 1e-3)
