@@ -11,6 +11,7 @@ from surgery.kernels.operators.block_weight import BlockWeight
 from surgery.kernels.operators.edge_attention import edge_attention
 from surgery.kernels.operators.gated_attention import gated_attention
 from surgery.kernels.operators.gathered_ffn import FeedForward, gathered_ffn
+from surgery.kernels.operators.grouped_mm import grouped_mm
 from surgery.kernels.operators.modulation import modulation, pack_modulation, packed_modulation
 from surgery.kernels.operators.pattern_attention import pattern_attention
 from surgery.kernels.operators.probe_select import probe_select
@@ -26,6 +27,7 @@ __all__ = [
     "edge_attention",
     "gated_attention",
     "gathered_ffn",
+    "grouped_mm",
     "modulation",
     "pack_modulation",
     "packed_modulation",

@@ -22,6 +22,8 @@ from surgery.bundle.unsafe import danger
 from surgery.diagnostics import BundleError
 
 NAMESPACES = ("aten", "surgery")
+SAME = {"transformers::grouped_mm_fallback": "surgery.grouped_mm.default"}
+"""Operators of other packages, and ours that give the same numbers from the same arguments."""
 NAME = re.compile(r"([a-z]+)\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
 
 
@@ -54,7 +56,8 @@ PYTHON_NAMES = {row.function: name for name, row in PYTHON_OPERATORS.items()}
 def operator_name(target: Any, place: str) -> str:
     """How the target of a call is written. Raises BundleError for what a bundle does not admit."""
     if isinstance(target, OpOverload):
-        name = f"{target.namespace}.{target._schema.name.partition('::')[2]}.{target._overloadname}"
+        plain = f"{target.namespace}.{target._schema.name.partition('::')[2]}.{target._overloadname}"
+        name = SAME.get(target._schema.name, plain)
         find_operator(name, place)
         return name
     if isinstance(target, HigherOrderOperator):
