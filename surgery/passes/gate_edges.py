@@ -16,6 +16,8 @@ from surgery.passes.write_out_attention import write_out
 
 TINY = 1e-30
 """Of a query that keeps no edge all weights are 0, and so is what stands in the place of their sum."""
+LEAVES = {"learned": "gate_bias", "magnitude": "gate_threshold", "random": "gate_share"}
+"""What a gate's numbers are called below its path."""
 LOWERED = "surgery::gated_attention"
 MARK = "gate"
 """In the meta of where(kept, weights, 0): the path of its gate."""
@@ -42,7 +44,7 @@ class Gate:
     @property
     def tensor(self) -> str:
         """The name its numbers are kept under."""
-        leaf = {"learned": "gate_bias", "magnitude": "gate_threshold", "random": "gate_share"}[self.by]
+        leaf = LEAVES[self.by]
         return f"{self.path}.{leaf}" if self.path else leaf
 
 

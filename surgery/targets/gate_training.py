@@ -24,6 +24,8 @@ from surgery.training.settings import Settings
 from surgery.training.trained import Trained
 
 BATCH = 16
+BIAS_RATE = 10.0
+"""Times the learning rate: a bias has to cross several units, far more than a weight, for a head to close or to be picky."""
 MARGIN = 0.8
 """Of the share that is asked for: what is expected while gates are sampled is near what they keep, not equal to it."""
 
@@ -39,10 +41,16 @@ class Aimed(Constrained):
     """
 
     aim: float = 0.0
+    room: float = 0.1
     steps: int = 0
     done: int = 0
     recent: float | None = None
     gap: float = 0.0
+
+    @property
+    def GAIN(self) -> float:  # noqa: N802
+        """A violation as large as what is allowed moves the multiplier as fast as it goes, whatever a loss is counted in."""
+        return min(100.0, max(10.0, 1 / self.room)) if self.room > 0 else 100.0
 
     def update(self, loss: float, penalty: float | None) -> None:
         self.recent = loss if self.recent is None else self.MEMORY * self.recent + (1 - self.MEMORY) * loss
@@ -118,12 +126,13 @@ def train_gates(
         run_passes(graph_module, [sample]),
         calibration,
         settings,
-        Aimed(target, aim=aim, steps=settings.steps),
+        Aimed(target, aim=aim, room=target - dense, steps=settings.steps),
         teacher=graph_module if settings.distill else None,
         before_step=partial(_draw, operation.seed, [seed_name(gate) for gate in gates]),
         forward=penalized,
         progress=context.progress,
         whole=[gate.tensor for gate in gates],
+        scales={gate.tensor: BIAS_RATE for gate in gates},
         what="training gates",
     )
     return GateTraining(trained, dense, target, taught)

@@ -6,7 +6,7 @@ Source: Draye, Lei, Pan, Posner, Schölkopf, arXiv 2512.05865.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -18,13 +18,14 @@ from surgery.anatomy.attention_form import AttentionForm, Obstacle, forms_of
 from surgery.anatomy.graphs import attribute
 from surgery.anatomy.site import Anatomy, Site
 from surgery.diagnostics import RefusalError
-from surgery.passes.gate_edges import Gate, GateEdges
+from surgery.passes.gate_edges import LEAVES, Gate, GateEdges
 from surgery.passes.runner import Pass, run_passes
 from surgery.passes.set_weights import SetWeights
 from surgery.passes.witness_gates import WitnessGates
 from surgery.plan.action import Action, TensorChange
 from surgery.targets.clause import OfClause, refuse_options
 from surgery.targets.context import Context
+from surgery.targets.dead_heads import CLOSED, Removal, removal
 from surgery.targets.edge_tally import Tally, induction, tally, thresholds
 from surgery.targets.gate_lowering import lowering
 from surgery.targets.gate_training import GateTraining, aimed, normalize_of, requested_of, train_gates
@@ -114,20 +115,23 @@ class Gates(OfClause):
         counted = tally(written_out, context.calibration)
         context.known[self._key] = {path: each.share() for path, each in counted.items()}
         lowered = lowering(graph_module, self._forms(graph_module), self.options, context)
+        told = self._told(training, counted, lowered)
         return Learned(
             training.trained.weights,
-            self._told(training, counted, lowered),
+            told,
             (self._edges(counted, lowered, context), self._trained(training), *self._induction(written_out, context)),
-            (*self._notes(training, counted), *training.trained.notes),
+            (*self._notes(training, counted, self._removal(graph_module, told["dead"])), *training.trained.notes),
         )
 
     def passes(self, graph_module: GraphModule, choice: Learned, context: Context) -> list[Pass]:
-        """The gates with what they learned, then all other weights that training changed."""
-        return self._rewrite(GateEdges, graph_module, choice)
+        """What training changed, dead heads out where that is asked for, and gates with what they learned."""
+        found = self._removal(graph_module, choice.told.get("dead", {}))
+        return [*self._trained_weights(choice), *found.cuts, self._gating(GateEdges, graph_module, choice, found)]
 
     def reference(self, graph_module: GraphModule, choice: Learned, context: Context) -> list[Pass]:
-        """The same with a witness behind each site: its formula in float64."""
-        return self._rewrite(WitnessGates, graph_module, choice)
+        """The same with a witness behind each site, its formula in float64; dead heads are there, and closed."""
+        found = self._removal(graph_module, choice.told.get("dead", {}))
+        return [*self._trained_weights(choice), self._gating(WitnessGates, graph_module, choice, found)]
 
     def controls(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """As many edges per head, without training."""
@@ -170,17 +174,35 @@ class Gates(OfClause):
             for path, forms in self._forms(graph_module).items()
         )
 
-    def _rewrite(self, kind: type[GateEdges], graph_module: GraphModule, choice: Learned) -> list[Pass]:
-        names = {gate.path: gate.tensor for gate in self._gates(graph_module, {})}
-        numbers = {path: choice.tensors[name] for path, name in names.items()}
-        rest = {name: tensor for name, tensor in choice.tensors.items() if name not in names.values()}
-        gates = self._gates(graph_module, numbers, choice.told["lowered"])
-        made = kind(self.clause, self.place, gates, normalize_of(self.options))
-        return [SetWeights(self.clause, self.place, tensors=rest, name="trained"), made] if rest else [made]
+    def _gating(self, kind: type[GateEdges], graph_module: GraphModule, choice: Learned, found: Removal) -> GateEdges:
+        """The gates of what is left of the heads; in a reference of all, those that go closed."""
+        gates = []
+        for gate in self._gates(graph_module, {}, choice.told["lowered"]):
+            numbers, heads = choice.tensors[gate.tensor], gate.heads
+            if gate.path in found.heads and kind is WitnessGates:
+                numbers = numbers.index_fill(0, found.gone[gate.path], CLOSED)
+            elif gate.path in found.heads:
+                numbers = numbers[found.heads[gate.path]]
+                heads = (len(numbers),)
+            gates.append(replace(gate, numbers=numbers, heads=heads))
+        return kind(self.clause, self.place, tuple(gates), normalize_of(self.options))
+
+    def _trained_weights(self, choice: Learned) -> list[Pass]:
+        rest = {name: tensor for name, tensor in choice.tensors.items() if name.rpartition(".")[2] not in LEAVES.values()}
+        return [SetWeights(self.clause, self.place, tensors=rest, name="trained")] if rest else []
+
+    def _removal(self, graph_module: GraphModule, dead: Mapping[str, list[int]]) -> Removal:
+        if self.options.dead != "remove" or not any(dead.values()):
+            return Removal()
+        calls = {path: [form.product.name for form in forms] for path, forms in self._forms(graph_module).items()}
+        asked = {path: (calls[path], heads) for path, heads in dead.items() if path in calls}
+        return removal(graph_module, asked, self.clause, self.place)
 
     def _written_out(self, graph_module: GraphModule, tensors: Mapping[str, Tensor]) -> GraphModule:
         """The gated graph with all its weights in plain sight."""
-        return run_passes(graph_module, self._rewrite(GateEdges, graph_module, Learned(tensors, {"lowered": {}})))
+        choice = Learned(tensors, {"lowered": {}})
+        gating = self._gating(GateEdges, graph_module, choice, Removal())
+        return run_passes(graph_module, [*self._trained_weights(choice), gating])
 
     def _control(self, graph_module: GraphModule, context: Context) -> Learned:
         """Shares per head are the trained gates' where those are known, else the clause's for all."""
@@ -211,10 +233,11 @@ class Gates(OfClause):
             "best_step": best.step,
             "state": training.trained.state,
             "normalize": normalize_of(self.options),
+            "dead": {path: (each.kept == 0).nonzero()[:, 0].tolist() for path, each in counted.items()},
             "lowered": {path: text.partition(": ")[0] for path, text in lowered.items()},
         }
 
-    def _notes(self, training: GateTraining, counted: Mapping[str, Tally]) -> Iterator[str]:
+    def _notes(self, training: GateTraining, counted: Mapping[str, Tally], found: Removal) -> Iterator[str]:
         off, requested = _off(counted), requested_of(self.options)
         within = f"within {self.options.tolerance} of the dense loss"
         if not training.trained.best.feasible:
@@ -223,9 +246,11 @@ class Gates(OfClause):
             yield f"requested {requested:.2%} off, achieved {off:.2%} {within}"
         else:
             yield f"achieved {off:.2%} off {within}"
-        gone = sum(len(each.document()["dead"]) for each in counted.values())
-        if gone:
-            yield f"{gone} heads keep no edge on the calibration data"
+        dead = sum(int((each.kept == 0).sum()) for each in counted.values())
+        removed = sum(map(len, found.gone.values()))
+        if dead:
+            yield f"{dead} heads keep no edge on the calibration data" + (f", {removed} are removed" if removed else "")
+        yield from found.notes
 
     def _edges(self, counted: Mapping[str, Tally], lowered: Mapping[str, str], context: Context) -> dict[str, Any]:
         layers = {site.path or site.kind: (site.name, site.layer) for site in self.sites}
