@@ -15,11 +15,13 @@ from surgery.anatomy.graphs import attribute
 from surgery.diagnostics import RefusalError, SurgeryError
 from surgery.generation import generate
 from surgery.models.data import Data
+from surgery.passes.runner import run_passes
 from surgery.session.prepare import prepare
 from surgery.session.rewrite import context_of
 from surgery.targets import gate_lowering
 from surgery.targets.context import silent
 from surgery.targets.gate_training import Aimed, BesideDense, train_gates
+from surgery.targets.learned import Learned
 from surgery.training.objective import Evaluated
 from surgery.verify.outputs import tensors_of
 
@@ -116,7 +118,7 @@ def test_it_keeps_its_promise_and_says_what_it_did():
         assert all(0 <= share <= 1 for share in site["kept"] + site["mass"])
         assert len(site["map"]["dense"]) == 4 and len(site["map"]["kept"][0]) == site["map"]["size"] == LENGTH
     training = finding(result, "training")
-    assert training["best_step"] == told["best_step"] and len(training["history"]) == 40
+    assert training["best_step"] == told["best_step"] and sum("loss" in row for row in training["history"]) == 40
     assert {len(site["dense"]) for site in finding(result, "induction")["sites"]} == {4}
 
 
@@ -172,6 +174,24 @@ def test_the_controls_can_be_asked_for_themselves(by):
     result = surgery.compile(reader(), f"sparsify attention 50% by {by}", **GIVEN)
     assert all(row["holds"] for row in result.report["parity"])
     assert finding(result, "edges")["achieved"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_dead_heads_are_removed_with_all_that_makes_them():
+    """One head of the first layer alone; in the second its partner, which shares its keys and values, lives."""
+    prepared = prepare("sparsify attention via gates dead=remove", reader(), example_inputs=GIVEN["example_inputs"])
+    (work,), graph_module = prepared.works, prepared.anatomy.graph_module
+    told = {"lowered": {}, "dead": {"layers.0": [2], "layers.1": [0, 2, 3]}}
+    learned = Learned({f"layers.{layer}.gate_bias": torch.zeros(4) for layer in (0, 1)}, told)
+    ours, theirs = (
+        run_passes(graph_module, getattr(work, which)(graph_module, learned, None)) for which in ("passes", "reference")
+    )
+    tokens = rows(4, 9)
+    assert attribute(ours, "layers.0.q.weight").shape == (24, 32) and attribute(ours, "layers.1.kv.weight").shape == (16, 32)
+    assert attribute(ours, "layers.0.gate_bias").shape == (3,) and attribute(ours, "layers.1.gate_bias").shape == (2,)
+    assert torch.allclose(ours(input_ids=tokens), theirs(input_ids=tokens), atol=1e-5)
+    told["dead"] = {"layers.1": [0]}
+    found = work._removal(graph_module, told["dead"])
+    assert not found.cuts and "share keys and values" in found.notes[0]
 
 
 def test_interrupted_training_goes_on_where_it_was(tmp_path):
