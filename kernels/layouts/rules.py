@@ -1,4 +1,4 @@
-"""A pattern of attention as rules of blocks per head: columns, distances, and single blocks. Small, and of any length."""
+"""A pattern of attention as rules of blocks per head: columns, distances and single blocks; small, of any length."""
 
 from dataclasses import dataclass
 

@@ -16,7 +16,15 @@ from surgery.lowering.sites import HOPELESS, MOST_EDGES
 
 
 def choose_pattern(
-    q: Tensor, k: Tensor, v: Tensor, rules: Rules, *, causal: bool, normalize: str, mask: Tensor | None = None, **options: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rules: Rules,
+    *,
+    causal: bool,
+    normalize: str,
+    mask: Tensor | None = None,
+    **options: Any,
 ) -> Decision:
     """Attention under rules: `block`, `edge`, or `dense`, the same numbers from a mask that is made anew at each call, as
     in the graph. q [B, Hq, S, D], k and v [B, Hkv, S, D]; mask as of pattern_attention; `options` as of `choose`."""

@@ -18,7 +18,7 @@ DENSE = "dense"
 
 @dataclass(frozen=True, eq=False)
 class KeepEdges:
-    """before  out = softmax(s) v      after  the same over edges that rules keep; normalize="all": out = (softmax(s) · kept) v
+    """before  out = softmax(s) v      after  the same over edges that rules keep, or (softmax(s) · kept) v: normalize="all"
 
     form  "block" or "edge": the operator pattern_attention of that kind, where attention is one call; "dense": plain
           operators under a mask made from positions, which with normalize="all" takes an attention that is written out
@@ -39,7 +39,8 @@ class KeepEdges:
             return found
         if found.fused and self.form == DENSE and self.normalize == "all":
             return f"`{self.call}` is one call: write it out"
-        return None if self.form == DENSE or found.fused else f"`{self.call}` is written out: no operator stands in for it"
+        whole = self.form == DENSE or found.fused
+        return None if whole else f"`{self.call}` is written out: no operator stands in for it"
 
     def run(self, graph_module: GraphModule) -> None:
         form = self._found(graph_module)
@@ -137,7 +138,8 @@ def _seen(graph: Graph, mask: Node, causal: bool) -> Node:
     found = next((user for user in mask.users if user.target is target and user.args == (mask, causal)), None)
     if found is not None:
         return found
-    with graph.inserting_after(mask):
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(inputs[-1] if mask.op == "placeholder" else mask):
         return graph.call_function(target, (mask, causal))
 
 

@@ -85,7 +85,7 @@ class BlockPattern(PatternWork):
                 f"{' and '.join(sorted(forms))} are chosen on data, and there is none to calibrate on",
                 code="S323",
                 span=self.options.clause.span if self.options.clause else None,
-                help="name data, as in `data text:\"corpus.txt\" length=512`, or keep what needs none: `keep=[sink, window]`",
+                help="name data, as in `data text:\"corpus.txt\" length=512`, or write `keep=[sink, window]`, which need none",
             )
         return {name: _guessed(form, site.causal, block) for name, (site, form) in found.items()}
 
@@ -152,7 +152,7 @@ class BlockPattern(PatternWork):
                     f"single blocks were chosen for {each.rules.length} keys, and the example inputs have {shown}",
                     code="S332",
                     span=self.options.clause.span if self.options.clause else None,
-                    help="give data as long as what the model is used on, as in `length=512`, or leave `blocks` out of `keep`",
+                    help="give longer data, as in `length=512`, or leave `blocks` out of `keep`",
                 )
 
     def _laid(

@@ -1,4 +1,4 @@
-"""What the training-free ways of `sparsify` share: patterns per site, the same for every input, and what is told of them."""
+"""What the training-free ways of `sparsify` share: patterns per site, the passes that lay them, and what they run as."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

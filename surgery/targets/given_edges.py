@@ -58,7 +58,7 @@ class GivenEdges(PatternWork):
     def choose(self, anatomy: Anatomy, context: Context) -> Patterned:
         graph_module = context.rewritten()
         found = forms_in(graph_module, self.sites, self.options)
-        self._refuse_longer(found, context)
+        self._refuse_others(found, context)
         laid = [self._laid(site, name, place) for place, (name, (site, _)) in enumerate(found.items())]
         held = self._held(graph_module, found, laid, context)
         rows = []
@@ -83,10 +83,18 @@ class GivenEdges(PatternWork):
         rules = Rules.of(site.heads, 1, entries=edges, length=self.file.length)
         return Laid(site, name, rules, self.file.length)
 
-    def _refuse_longer(self, found: Mapping[str, tuple[Site, AttentionForm]], context: Context) -> None:
+    def _refuse_others(self, found: Mapping[str, tuple[Site, AttentionForm]], context: Context) -> None:
         lengths = [length_of(form) for _, form in found.values()]
         if context.calibration is not None:
             lengths += [value.shape[1] for name, value in context.calibration.inputs.items() if name == "input_ids"]
+        cut = next((site.name for site, form in found.values() if form.count != site.heads), None)
+        if cut is not None:
+            raise RefusalError(
+                f"heads of `{cut}` are pruned, and `{self.file.path}` numbers them as they were",
+                code="S333",
+                span=self.options.clause.span if self.options.clause else None,
+                help="prune first, save the bundle, and find the edges on what is left",
+            )
         longest = max(lengths, default=0)
         if longest > self.file.length:
             raise RefusalError(

@@ -1,4 +1,4 @@
-"""A budget of blocks, spent on what keeps most attention: sinks, windows, columns, distances and single blocks per head."""
+"""A budget of blocks, spent on what keeps most attention: sinks, windows, columns, distances, single blocks per head."""
 
 import heapq
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,10 @@
 """`sparsify attention … via blocks` on models that others wrote: proven, reloaded, generating, refused."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import edge_cases
 import pytest
 import torch
@@ -11,6 +16,7 @@ from surgery.targets import edge_work
 import surgery
 
 pytest.importorskip("transformers")
+ROOT = Path(surgery.__file__).resolve().parents[1]
 FORMS = ("sink, window", "vertical, slash", "sink, window, vertical, slash, blocks")
 
 
@@ -56,6 +62,19 @@ def test_a_pattern_is_proven_reloaded_and_generates(kind, keep, dtype, form, roo
     assert torch.equal(ours, theirs)
     if kind != "bert":
         generates(again, inputs["input_ids"])
+    if kind == "mistral":
+        assert torch.equal(elsewhere(tmp_path, inputs), ours)
+
+
+def elsewhere(folder, inputs):
+    """What a fresh process computes with the bundle."""
+    torch.save(inputs, folder / "inputs.pt")
+    code = "import sys, torch, surgery; model = surgery.load(sys.argv[1] + '/out'); "
+    code += "inputs = torch.load(sys.argv[1] + '/inputs.pt', weights_only=True); made = model(**inputs); "
+    code += "made = made[0] if isinstance(made, tuple) else next(iter(made.values())); "
+    code += "torch.save(made.detach(), sys.argv[1] + '/made.pt')"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return torch.load(folder / "made.pt", weights_only=True)
 
 
 def prompt(kind):
@@ -66,7 +85,7 @@ def prompt(kind):
 
 
 def first(outputs):
-    return outputs[0] if isinstance(outputs, tuple) else next(iter(outputs.values())) if isinstance(outputs, dict) else outputs
+    return outputs[0] if isinstance(outputs, tuple) else next(iter(outputs.values()))
 
 
 def generates(model, ids):
@@ -132,8 +151,10 @@ def test_images_keep_their_blocks_too(root):
     torch.manual_seed(0)
     model = getattr(transformers, name)(getattr(transformers, config)(**settings)).eval()
     clause = "sparsify attention 40% via blocks block=16 keep=[sink, window]"
-    report = surgery.compile(model, clause, example_inputs={"pixel_values": torch.randn(2, 3, 32, 32)}, timing=False).report
+    seen = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    report = surgery.compile(model, clause, example_inputs=seen, timing=False).report
     assert all(row["holds"] for row in report["parity"]) and edge_cases.of(report)["length"] == 65
-    report = surgery.compile("zoo:digits-dit", clause.replace("16", "4"), timing=False, controls=False, data="noise").report
+    clause = clause.replace("16", "4")
+    report = surgery.compile("zoo:digits-dit", clause, timing=False, controls=False, data="noise").report
     assert all(row["holds"] for row in report["parity"])
     assert {row["site"] for row in edge_cases.of(report)["sites"]} >= {"blocks.0.attn"}
