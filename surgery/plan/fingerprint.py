@@ -1,6 +1,8 @@
 """Which model a plan was made for: its structure, without its weights."""
 
 import hashlib
+from types import FunctionType
+from typing import Any
 
 from torch.fx import GraphModule
 
@@ -17,6 +19,11 @@ def tensors_of(graph_module: GraphModule) -> dict[str, str]:
     return {name: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in found.items()}
 
 
+def _named(target: Any) -> str:
+    """A plain function's own text holds its address, which differs from process to process."""
+    return f"{target.__module__}.{target.__qualname__}" if isinstance(target, FunctionType) else str(target)
+
+
 def fingerprint(graph_module: GraphModule) -> str:
     """`sha256:…` over the operators in order and the tensors' names, shapes and dtypes.
 
@@ -25,7 +32,7 @@ def fingerprint(graph_module: GraphModule) -> str:
     digest = hashlib.sha256()
     for node in graph_module.graph.nodes:
         if node.op == "call_function" and node.target not in LAYOUT:
-            digest.update(f"{node.target}\n".encode())
+            digest.update(f"{_named(node.target)}\n".encode())
     for name, form in tensors_of(graph_module).items():
         digest.update(f"{name} {form}\n".encode())
     return f"sha256:{digest.hexdigest()}"

@@ -11,7 +11,7 @@ from surgery.training.examples import Calibration
 from surgery.training.identity import identity_of
 from surgery.training.losses import Forward, Losses, penalized, plain
 from surgery.training.objective import Objective
-from surgery.training.processes import count, place
+from surgery.training.processes import count, place, settle
 from surgery.training.run import EVALUATION, BeforeStep, Evaluate, Progress, Run
 from surgery.training.settings import Settings
 from surgery.training.trained import Trained
@@ -55,6 +55,7 @@ def train(
     """
     if settings.distill and teacher is None:
         raise SurgeryError("there is no teacher to learn from", code="S814", help="give `teacher`, or distill=0")
+    settle(objective)
     trainee = Trainee.of(graph_module, settings.lora, settings.seed, whole)
     known = settings.checkpoint or count() > 1
     run = Run(

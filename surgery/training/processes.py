@@ -31,6 +31,19 @@ def place() -> int:
     return distributed.get_rank() if count() > 1 else 0
 
 
+def settle(value: Any) -> None:
+    """Make the floats that an object holds those of the first process: measured ones may differ in their last bit, and
+    processes that decide by them would part."""
+    names = [name for name, held in vars(value).items() if isinstance(held, float)]
+    if count() == 1 or not names:
+        return
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    told = torch.tensor([getattr(value, name) for name in names], dtype=torch.float64, device=device)
+    distributed.broadcast(told, 0)
+    for name, held in zip(names, told.tolist(), strict=True):
+        setattr(value, name, held)
+
+
 @contextmanager
 def joined() -> Iterator[bool]:
     """In the group that `torchrun` started this process for, if it did; yields whether this is the first of them.

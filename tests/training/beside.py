@@ -51,7 +51,7 @@ def case(name, shard="none", checkpoint=None, seed=0):
     """Train one of CASES in this process's group."""
     graph, data = given()
     settings = Settings(**PLAN, **CASES[name], shard=shard, checkpoint=checkpoint, seed=seed)
-    objective = Constrained(target=4.0) if name == "constrained" else Recovery()
+    objective = Constrained(target=4.0 + 1e-9 * place()) if name == "constrained" else Recovery()
     return train(graph, data, settings, objective, forward=penalized, whole=("gate",))
 
 

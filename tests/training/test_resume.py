@@ -10,6 +10,7 @@ import taught
 import torch
 
 from surgery.diagnostics import SurgeryError
+from surgery.plan.fingerprint import fingerprint
 from surgery.training.checkpoint import read
 from surgery.training.engine import EVALUATION, train
 from surgery.training.objective import Constrained, Recovery
@@ -65,6 +66,22 @@ def test_a_resumed_training_equals_an_uninterrupted_one(changes, dtype, data, tm
 
 def numbers(trained):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in trained.history]
+
+
+def test_the_same_graph_is_known_again_in_another_process():
+    """One with functions in it too, whose text holds an address: of two functions alike, here."""
+
+    def made():
+        def twice(x):
+            return 2 * x
+
+        graph = taught.graph()
+        (output,) = (node for node in graph.graph.nodes if node.op == "output")
+        with graph.graph.inserting_before(output):
+            graph.graph.call_function(twice, (output.all_input_nodes[0],))
+        return graph
+
+    assert fingerprint(made()) == fingerprint(made()) != fingerprint(taught.graph())
 
 
 def test_the_multiplier_resumes_too(data, tmp_path):
