@@ -36,7 +36,6 @@ def form(request, monkeypatch):
 
 CASES = [
     ("gpt2", FORMS[2], torch.float32, "block"),
-    ("llama", FORMS[0], torch.float32, "block"),
     ("llama", FORMS[2], torch.bfloat16, "edge"),
     ("mistral", FORMS[0], torch.float32, "block"),
     ("bert", FORMS[1], torch.float32, "block"),
