@@ -117,9 +117,14 @@ class Processes:
             with nullcontext() if last else self.called.no_sync():
                 yield
             return
-        if self.world > 1:
-            self.module.set_requires_gradient_sync(last)
-        yield
+        if self.world == 1:
+            yield
+            return
+        self.module.set_requires_gradient_sync(last)
+        with warnings.catch_warnings():
+            # Nothing here writes into outputs in place, which is what it warns of.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+            yield
 
     def gather_gradients(self) -> None:
         """The gradients of what FSDP leaves whole; it does all others, and DDP does all."""

@@ -133,10 +133,9 @@ class Run:
     def _evaluated(self) -> Evaluated:
         held_out = self.examples.held_out()
         self.before_step(self.trainee.module, self.step, EVALUATION)
-        if self.evaluate:
-            loss, penalty = self.evaluate(self.trainee.module, held_out)
-        else:
-            loss, penalty = self.losses.averaged(self.trainee.module, held_out)
+        judge = self.evaluate or self.losses.averaged
+        with self.processes.passing(last=True):
+            loss, penalty = judge(self.trainee.module, held_out)
         loss, extra = self.processes.mean([loss, 0.0 if penalty is None else penalty])
         return Evaluated(self.step, loss, None if penalty is None else extra, self.objective.feasible(loss))
 

@@ -47,6 +47,7 @@ def together(tmp_path_factory):
         for process in started:
             process.kill()
     assert not any(process.returncode for process in started), told
+    assert not any("Warning" in text for text in told), told
     return out
 
 
