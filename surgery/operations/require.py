@@ -24,8 +24,9 @@ METRICS = (
     "flops",
     "latency",
     "memory",
+    "edges",
 )
-UNCHANGING = ("parameters", "size", "flops", "latency", "memory")
+UNCHANGING = ("parameters", "size", "flops", "latency", "memory", "edges")
 """Metrics that a larger cut only makes better: they set no limit to it."""
 COMPARE = {
     "<=": float.__le__,
@@ -48,7 +49,8 @@ class Require:
     metric: str = subject(
         str,
         doc=", ".join(METRICS) + "; `loss` is the first there is of a language model's, the denoising loss and the output "
-        "error, and `latency` is one eager forward pass at batch 1",
+        "error, `latency` is one eager forward pass at batch 1, and `edges` are those of attention that are kept, of those "
+        "that can exist",
     )
     bound: Comparison = comparison(doc="`1.02x` is relative to the original model; `95%`, `20ms`, `2GB` are absolute")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from surgery.anatomy.capture import Inputs
+from surgery.operations import Phase
 from surgery.passes.runner import Observer
 from surgery.session import library
 from surgery.session.clocked import latency_rows, memory_row, timed_inputs
@@ -28,9 +29,9 @@ from surgery.session.feeding import as_before, fed, files_of
 from surgery.session.findings import chosen_for, embeddings_findings, samples_finding
 from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
-from surgery.session.requirements import judge, refuse_broken, refuse_unmeasurable
+from surgery.session.requirements import EDGES, judge, refuse_broken, refuse_unmeasurable
 from surgery.session.result import Result
-from surgery.session.rewrite import LOWERED, Choices, choose, context_of, references, rewrite, settled
+from surgery.session.rewrite import LOWERED, Choices, choose, context_of, phase_of, references, rewrite, settled
 from surgery.session.search import is_searched, search
 from surgery.targets.context import Context, Progress, silent
 from surgery.targets.learned import Learned
@@ -121,7 +122,9 @@ def operate(
     refuse_unsound(prepared)
     evidence = open_evidence(prepared, data, progress) if prepared.works else None
     timing = timing and evidence is not None
-    refuse_unmeasurable(requires, measurable(evidence, timing=timing), unmeasured(evidence, timing=timing))
+    counted = (EDGES,) if any(phase_of(work) is Phase.SPARSIFY for work in prepared.works) else ()
+    known = (*measurable(evidence, timing=timing), *counted)
+    refuse_unmeasurable(requires, known, unmeasured(evidence, timing=timing))
     context = context_of(prepared, evidence.data if evidence else None, progress)
     context = replace(context, checkpoints=Path(checkpoints) if checkpoints else None)
     found = search(prepared, evidence, context) if is_searched(prepared) else None

@@ -2,17 +2,20 @@
 
 `loss` is the cross-entropy of a language model or classifier, the denoising loss, or the output error: the first of
 these that is measured. `latency` is of one forward pass, eager, at batch 1, the median of interleaved runs. `memory` is
-the peak of a forward pass at batch 32, `size` is bytes of parameters and buffers, `flops` are per sample.
+the peak of a forward pass at batch 32, `size` is bytes of parameters and buffers, `flops` are per sample. `edges` is the
+share of attention's possible edges that is kept on the calibration data, heads alike.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from surgery.diagnostics import Diagnostic, SpecError, UnprovenError
+from surgery.report.edges import share_off
 
 LOSSES = ("loss", "denoising loss", "output error")
 SIZES = {"parameters": "parameters", "size": "bytes", "flops": "flops"}
 CLOCKED = ("latency", "memory")
+EDGES = "edges"
 COMPARISONS = ("paired error", "output error", "logit kl")
 """What is only a comparison with the original: it is 0 for the original itself."""
 
@@ -60,6 +63,8 @@ def measured(metric: str, document: Mapping[str, Any]) -> tuple[float, float]:
         row = document["size"][SIZES[metric]]
     elif metric == "memory":
         row = document["memory"]
+    elif metric == EDGES:
+        row = {"before": 1.0, "after": 1.0 - share_off(document)}
     elif metric == "latency":
         return _eager(document["latency"])
     else:

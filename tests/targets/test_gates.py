@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 import surgery
 from surgery.anatomy.graphs import attribute
-from surgery.diagnostics import RefusalError, SurgeryError
+from surgery.diagnostics import RefusalError, SurgeryError, UnprovenError
 from surgery.generation import generate
 from surgery.models.data import Data
 from surgery.passes.runner import run_passes
@@ -120,6 +120,16 @@ def test_it_keeps_its_promise_and_says_what_it_did():
     training = finding(result, "training")
     assert training["best_step"] == told["best_step"] and sum("loss" in row for row in training["history"]) == 40
     assert {len(site["dense"]) for site in finding(result, "induction")["sites"]} == {4}
+
+
+def test_edges_can_be_required():
+    spec = "sparsify attention 50% via gates by random\nrequire edges {}"
+    rows_ = surgery.compile(reader(), spec.format("<= 60%"), **GIVEN).report["requirements"]
+    assert rows_[0]["holds"] and rows_[0]["before"] == 1 and 0.4 < rows_[0]["measured"] < 0.6
+    with pytest.raises(UnprovenError, match="edges <= 10%"):
+        surgery.compile(reader(), spec.format("<= 10%"), **GIVEN)
+    with pytest.raises(SurgeryError, match="not measured"):
+        surgery.compile(reader(), "prune 25% of attention heads\nrequire edges <= 10%", **GIVEN)
 
 
 def test_as_many_edges_at_random_are_worse():
