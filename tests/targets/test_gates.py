@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 import surgery
 from surgery.anatomy.graphs import attribute
+from surgery.anatomy.sites.attention import find_attention
 from surgery.diagnostics import RefusalError, SurgeryError, UnprovenError
 from surgery.generation import generate
 from surgery.models.data import Data
@@ -155,6 +156,9 @@ def test_lowered_sites_are_proven_and_write_with_a_cache_too(monkeypatch):
     result = operated(steps=10)
     called = [str(node.target) for node in result.module.graph.nodes]
     assert called.count("surgery.gated_attention.default") == 2
+    assert [site.describe() for site in find_attention(result.module)] == [
+        "4 heads × 8, causal", "4 heads, 2 KV heads × 8, causal",
+    ]  # fmt: skip
     assert all(row["holds"] for row in result.report["parity"])
     tokens = rows(2, 5)[:, :6]
     texts = [generate(result.module, tokens, max_new_tokens=6, eos_token_id=[], use_cache=use) for use in (True, False)]

@@ -27,6 +27,8 @@ from surgery.anatomy.sites.heads import Heads, count_heads, operands_of
 
 PRODUCTS = (aten.matmul, aten.bmm, aten.baddbmm, aten.einsum)
 TRIANGLES = (aten.tril, aten.triu)
+SPARSE = {"surgery::gated_attention": 7, "surgery::pattern_attention": 8}
+"""Operators of sparse attention, which take queries, keys and values first: the argument that says they are causal."""
 COMPARISONS = (aten.le, aten.lt, aten.ge, aten.gt)
 
 
@@ -55,6 +57,11 @@ def find_attention(graph_module: GraphModule) -> Iterator[Attention]:
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         flagged = bool(node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False))
         yield _site(node, node, node.args[:3], flagged or _is_causal(graph_module, mask))
+    for node in graph_module.graph.nodes:
+        causal = SPARSE.get(getattr(getattr(node.target, "_schema", None), "name", ""))
+        out = next((user for user in node.users if user.args[1:] == (0,)), None) if causal is not None else None
+        if out is not None:
+            yield _site(out, node, node.args[:3], bool(node.args[causal]))
     for node in calls(graph_module, aten.softmax, aten._softmax):
         parts = _explicit(node)
         if parts:
