@@ -12,6 +12,7 @@ from torch import nn
 import surgery
 from surgery.report import edges
 from surgery.report.terminal import render
+from surgery.targets.gate_training import BIAS_RATE, Aimed
 from surgery.training.objective import Constrained
 
 TEXT = (Path(__file__).parents[2] / "docs" / "sparse-attention.md").read_text(encoding="utf-8")
@@ -36,9 +37,12 @@ def test_warnings_and_reasons_are_quoted_as_they_are_told():
 
 
 def test_the_objective_is_written_as_it_is_coded():
-    memory, rate, gain = (f"{value:g}".lstrip("0") for value in (Constrained.MEMORY, Constrained.RATE, Constrained.GAIN))
+    memory, rate = (f"{value:g}".lstrip("0") for value in (Constrained.MEMORY, Constrained.RATE))
+    least, most = f"{Constrained.LEAST:g}".lstrip("0"), f"{Constrained.MOST:g}"
     assert f"c = {memory} c + .1 (loss − target)" in PAGE
-    assert f"clip(λ · exp({rate} · clip({gain} c, −1, 1)), {Constrained.LEAST:g}, {Constrained.MOST:g})".replace("0.01", ".01") in PAGE
+    assert f"λ = clip(λ · exp({rate} · clip(gain · c, −1, 1)), {least}, {most})" in PAGE
+    assert (Aimed(1.0, room=1.0).GAIN, Aimed(1.0, room=0.0).GAIN) == (10.0, 100.0) and "from 10 to 100" in PAGE
+    assert BIAS_RATE == 10.0 and "ten times as fast" in PAGE
 
 
 class Attending(nn.Module):
