@@ -15,7 +15,7 @@ SHIPPED = [path for path in SPECS if "model hf:" not in path.read_text(encoding=
 FEW = {
     r"samples=\d+": "samples=6 steps=2",
     r"data tasks .*": "data tasks samples=24 calibration=16",
-    r"data stdlib .*": "data stdlib samples=8 length=64 calibration=4",
+    r"data stdlib .*": "data stdlib samples=8 length=256 calibration=4",
     r"(?<!samples=6 )steps=\d+": "steps=2",
     r"batch=\d+": "batch=4",
 }
