@@ -58,6 +58,13 @@ class Sparsify:
         default=Quantity(1, "%"),
         doc="gates: how much the loss may rise: `1%` of the dense model's, or nats: `0.01`",
     )
+    follow: str = setting(
+        "dense",
+        "data",
+        default="dense",
+        doc="gates: what training keeps: the dense model's outputs, whose divergence has no noise of what comes next, or the "
+        "loss of the data (the paper's)",
+    )
     steps: int = setting(whole(at_least=1), default=2000, doc="gates: optimizer steps")
     lr: float = setting(number(at_least=0.0), default=3e-4, doc="gates: the learning rate behind the warm-up")
     batch: int | None = setting(whole(at_least=1), default=None, doc="gates: rows in an optimizer step")

@@ -5,6 +5,12 @@
     share   Σ sigmoid(s + b) / edges that can exist, per head
 Without noise (a seed below 0) g = [s + b > 0], and the share is of those.
 
+A trained model's scores can be so large that the slope of sigmoid(s + b) is nothing, and such edges would stay however
+little they do. While gates are sampled the share's gradient is therefore that of
+    Σ sigmoid(s + b) + sigmoid((s + b) / τ)        τ the standard deviation of a head's scores, 1 at least
+and its value stays what it is. The second sum is taken over at most `PROBED` queries, so that it needs no memory of
+queries × keys.
+
 Source: Draye, Lei, Pan, Posner, Schölkopf, arXiv 2512.05865, and its authors' kernel, hrpan/splash_attention.
 """
 
@@ -24,6 +30,8 @@ from surgery.passes.gate_edges import TINY, Gate
 from surgery.passes.weights import add_tensor
 from surgery.passes.write_out_attention import write_out
 
+PROBED = 64
+"""Queries of a row of data whose edges are looked at for a slope that does not vanish."""
 HIDDEN = -5000.0
 """Below it stand masks (-10000 and lower), above it the scores of any trained model."""
 
@@ -107,7 +115,8 @@ def attend(
     given = {"scale": scale, "causal": causal, "key_mask": key_mask}
     if sampled:
         made = gated_attention(q, k, v, bias, gates="sampled", seed=seed, **given)
-        return made.out, made.expected / _possible(q, k, causal, key_mask)
+        share = made.expected / _possible(q, k, causal, key_mask)
+        return made.out, share + _pull(*_probed(q, k, seed, scale, causal, key_mask), bias.view(-1, 1, 1))
     made = gated_attention(q, k, v, bias, gates="hard", **given)
     return made.out, made.kept.float() / _possible(q, k, causal, key_mask)
 
@@ -125,6 +134,7 @@ def gated(
         soft = noisy.sigmoid()
         gates = (noisy > 0).to(soft) + soft - soft.detach()
         share = (z.sigmoid() * there).sum((-2, -1)) / possible
+        share = share + _pull(logits, there, bias.view(*heads, 1, 1))
     else:
         gates = (z > 0).to(z)
         share = ((z > 0) & there).sum((-2, -1)) / possible
@@ -132,6 +142,34 @@ def gated(
     if normalize == "kept":
         kept = kept / kept.sum(-1, keepdim=True).clamp_min(TINY)
     return kept, share
+
+
+def _pull(logits: Tensor, there: Tensor, bias: Tensor) -> Tensor:
+    """0 per head [B, *heads], with the gradient of the share of edges whose gates are seen from afar."""
+    axes = (0, -2, -1)
+    held = logits.detach().masked_fill(~there, 0.0)
+    count = there.sum(axes, keepdim=True).clamp_min(1)
+    away = (held - held.sum(axes, keepdim=True) / count).square().masked_fill(~there, 0.0)
+    spread = (away.sum(axes, keepdim=True) / count).sqrt().clamp_min(1.0)
+    open_ = (((logits + bias) / spread).sigmoid() * there).sum((-2, -1)) / there.sum((-2, -1)).clamp_min(1)
+    return open_ - open_.detach()
+
+
+def _probed(
+    q: Tensor, k: Tensor, seed: Tensor, scale: float, causal: bool, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scores [B, H, P, Sk] of some queries, other ones for each seed, and which of their edges can exist."""
+    length = q.shape[2]
+    rows = torch.arange(length, device=q.device)[:PROBED]
+    if not isinstance(q, FakeTensor):
+        generator = torch.Generator(q.device).manual_seed(int(seed))
+        rows = torch.randperm(length, generator=generator, device=q.device)[:PROBED]
+    keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    logits = (q[:, :, rows] @ keys.transpose(-2, -1)).float() * scale
+    there = torch.ones_like(logits, dtype=torch.bool)
+    if causal:
+        there = there & (torch.arange(k.shape[2], device=q.device) <= rows[:, None])
+    return logits, there if key_mask is None else there & key_mask[:, None, None]
 
 
 def mean_share(shares: list[Tensor], floor: float) -> Tensor:

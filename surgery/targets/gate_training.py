@@ -109,14 +109,17 @@ def train_gates(
 ) -> GateTraining:
     """Train a graph with gates at these sites; the graph given is left as it was, and is the teacher where one is asked for.
 
-    Without a loss of the data the loss is the divergence from the dense model, which is 0 for itself.
+    Where the dense model is followed, or data has no loss, the loss is the divergence from its outputs: 0 for itself, and
+    without the noise of what happens to come next. As much of it is allowed as the loss of the data may rise.
     Raises SurgeryError (S812, S814), KeyboardInterrupt.
     """
     calibration = context.calibration
-    taught = not has_loss(calibration)
+    taught = operation.follow == "dense" or not has_loss(calibration)
     settings = _settings(operation, context, clause, place, taught)
-    dense = 0.0 if taught else _loss(graph_module, calibration, settings)
+    dense = _loss(graph_module, calibration, settings) if has_loss(calibration) else 0.0
     target = allowed_loss(operation.tolerance, dense)
+    if taught:
+        dense, target = 0.0, target - dense
     aim = aimed(operation)
     if not taught:
         own = {field.name: getattr(calibration, field.name) for field in fields(calibration)}

@@ -81,7 +81,7 @@ class Gates(OfClause):
         tensors = tuple(TensorChange(gate.tensor, (0,), tuple(gate.numbers.shape), itemsize) for gate in gates)
         requested = requested_of(self.options)
         kept = "as few as the tolerance lets" if requested is None else f"{100 * (1 - requested):.3g}%"
-        named = ("via", "by", "tolerance", "steps", "lr", "batch", "precision", "lora", "distill", "bias", "dead", "seed")
+        named = ("via", "by", "tolerance", "follow", "steps", "lr", "batch", "precision", "lora", "distill", "bias", "dead", "seed")
         settings = {name: getattr(self.options, name) for name in named}
         return Action(
             clause=self.clause,

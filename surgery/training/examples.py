@@ -106,7 +106,7 @@ class Examples:
     def _part(self, rows: Tensor) -> tuple[dict[str, Any], Tensor | None, int, int, int]:
         ((inputs, targets),) = self._taken(rows, len(rows)).batches()
         task = self.calibration.task
-        return inputs, targets, self.calibration.weight(inputs, targets), count(task, inputs), len(rows)
+        return inputs, targets, self.calibration.weight(inputs, targets), count(task, inputs, targets), len(rows)
 
     def _taken(self, rows: Tensor, batch: int) -> Calibration:
         inputs = {name: value[rows] for name, value in self.calibration.inputs.items()}

@@ -56,7 +56,7 @@ class Losses:
             counts = self.calibration.weight(inputs, targets)
             data = self.calibration.loss(outputs, given, targets) if counts else 0.0 * first_floating(outputs).sum()
         if settings.distill:
-            far = divergence(self.calibration.task, outputs, taught, given)
+            far = divergence(self.calibration.task, outputs, taught, given, targets)
         return Parts(data, far, penalty)
 
     def followed(self, parts: Parts, tokens: float = 1.0, taught: float = 1.0) -> Tensor:
@@ -74,7 +74,7 @@ class Losses:
         counted = rows = 0
         known = False
         for inputs, targets in held_out.batches():
-            tokens, taught = self.calibration.weight(inputs, targets), count(self.calibration.task, inputs)
+            tokens, taught = self.calibration.weight(inputs, targets), count(self.calibration.task, inputs, targets)
             length = next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
             parts = self(module, inputs, targets)
             total += self.measured(parts, tokens, taught)
