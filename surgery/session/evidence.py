@@ -152,15 +152,21 @@ def control_rows(
     What comes behind in a later phase is left out of a control: it would make up for what the control shows.
     """
     rows = []
-    for kind in dict.fromkeys(map(type, prepared.works)):
+    kinds = [kind for kind in dict.fromkeys(map(type, prepared.works)) if _controlled(prepared, kind)]
+    for kind in kinds:
         first = next(work for work in prepared.works if type(work) is kind)
         for name, changes in first.controls():
             if changes == UNCOMPENSATED and not (context.calibration or prepared.schedule):
                 continue  # nothing was compensated: it is this very cut
             measured = evidence.measure(_variant(prepared, first, changes, context), f"control: {name}")
             metrics = dict(measured.metrics) | evidence.meter.compare(before, measured)
-            rows.append({"name": name, "metrics": metrics})
+            told = name if len(kinds) < 2 else f"{first.options.target.text or first.options.target}: {name}"
+            rows.append({"name": told, "metrics": metrics})
     return rows
+
+
+def _controlled(prepared: Prepared, kind: type) -> bool:
+    return any(True for work in prepared.works if type(work) is kind for _ in work.controls())
 
 
 def _variant(prepared: Prepared, first: Any, changes: dict[str, Any], context: Context) -> nn.Module:

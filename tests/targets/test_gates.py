@@ -27,7 +27,7 @@ from surgery.training.objective import Evaluated
 from surgery.verify.outputs import tensors_of
 
 LENGTH, WORDS = 16, 128
-SPEC = "sparsify attention {share}via gates steps={steps} tolerance={tolerance} batch=16 lr=3e-3 bias=1 {more}"
+SPEC = "sparsify attention {share}via gates steps={steps} tolerance={tolerance} batch=16 lr=3e-3 bias=1 follow=data {more}"
 
 
 class Reader(nn.Module):
@@ -105,6 +105,16 @@ def plainly():
 
 def finding(result, kind: str) -> dict:
     return next(found for found in result.report["findings"] if found["kind"] == kind)
+
+
+def test_following_the_dense_model_allows_as_much_divergence_as_the_loss_may_rise():
+    """The divergence of the dense model from itself is 0, and few steps at this tolerance stay within it."""
+    spec = SPEC.format(share="", steps=40, tolerance="10%", more="").replace("follow=data", "follow=dense")
+    result = surgery.compile(reader(), spec, **(GIVEN | {"controls": False}))
+    told, beside = (each.report["actions"][0]["choice"] for each in (result, plainly()))
+    assert (told["loss of"], beside["loss of"]) == ("the dense model's outputs", "the data")
+    assert told["dense loss"] == 0 and told["target"] == pytest.approx(beside["dense loss"] * 0.1)
+    assert told["feasible"] and 0 < told["loss"] <= told["target"] and 0.1 < told["achieved"] < 1
 
 
 def test_it_keeps_its_promise_and_says_what_it_did():

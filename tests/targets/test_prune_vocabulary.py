@@ -131,7 +131,8 @@ def test_saved_reloaded_and_trained(name, ids, tmp_path):
     assert all(row["holds"] for row in result.report["parity"])
     quality = {row["metric"]: row["after"] for row in result.report["quality"]}
     assert 0 < quality["output error"] < float("inf")
-    assert len(result.report["controls"]) == (4 if ids == "new" else 0)
+    names = [row["name"] for row in result.report["controls"]]
+    assert len(names) == len(set(names)) == (8 if ids == "new" else 0)
     result.save(tmp_path / "out")
     stored = surgery.load(tmp_path / "out")
     action = json.loads((tmp_path / "out" / "surgery.json").read_text())["actions"][0]
