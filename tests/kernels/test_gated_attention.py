@@ -161,7 +161,8 @@ def test_torch_path_is_as_exact_as_eager(shape, way, device, monkeypatch):
 def test_triton_is_as_exact_as_eager(shape, way, device, monkeypatch):
     monkeypatch.setenv("SURGERY_KERNELS", "triton")
     for dtype in (torch.float32, torch.float16) if shape == "gqa" else (torch.float32,):
-        hold(shape, way, dtype, device, own=8 if shape == "one" else 1)
+        # A single head has a single expected count a draw, and the error of a single number is chance.
+        hold(shape, way, dtype, device, own=8 if SHAPES[shape][:2] == (1, 1) else 1)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -109,9 +109,10 @@ def test_an_edge_at_the_threshold_may_fall_either_way():
 
 
 def test_the_biass_gradient_is_that_of_the_soft_path():
-    """Straight through: hard gates ahead, but what comes back is the derivative of sigmoid(s + b + n)."""
+    """Straight through: hard gates ahead, but what comes back is the derivative of sigmoid(s + b + n); and of the share
+    that of sigmoid(s + b), with the slope from afar added, of which the spread τ is held."""
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(2, 3, 5, 5, generator=generator, dtype=torch.float64)
+    logits = torch.randn(2, 3, 5, 5, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 4.0, 9.0]).view(3, 1, 1)
     weights, values = logits.softmax(-1), torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64)
     bias = torch.tensor([0.3, -0.2, 1.0], dtype=torch.float64, requires_grad=True)
     seed = torch.tensor(7)
@@ -125,9 +126,13 @@ def test_the_biass_gradient_is_that_of_the_soft_path():
     def soft(b):
         return ((weights * (logits + b.view(3, 1, 1) + noise).sigmoid()) @ values).sum()
 
-    def expected(b):
-        return (logits + b.view(3, 1, 1)).sigmoid().mean((-1, -2)).sum()
+    spread = logits.std((0, -1, -2), correction=0, keepdim=True).clamp_min(1.0)
 
+    def expected(b):
+        z = logits + b.view(3, 1, 1)
+        return (z.sigmoid() + (z / spread).sigmoid()).mean((-1, -2)).sum()
+
+    torch.testing.assert_close(share, (logits + bias.view(3, 1, 1)).sigmoid().mean((-1, -2)))
     for head in range(3):
         step = torch.zeros(3, dtype=torch.float64).index_fill(0, torch.tensor(head), 1e-5)
         for function, slope in ((soft, straight), (expected, paid)):
