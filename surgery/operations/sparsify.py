@@ -9,6 +9,7 @@ from surgery.operations.base import Phase, operation
 from surgery.operations.fields import after, setting, share, subject
 from surgery.operations.kinds import Share, file_of, number, whole, words
 
+
 @operation
 class Sparsify:
     """Switch off the edges of attention (a query, a key, a head) that do not matter.

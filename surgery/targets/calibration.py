@@ -64,9 +64,8 @@ class Calibration:
 
     def placed(self, graph_module: GraphModule, inputs: Mapping[str, Any]) -> dict[Node, Any]:
         """One batch's values by placeholder, on the device and in the dtype of the graph's weights."""
-        like = next((p for p in graph_module.parameters() if p.is_floating_point()), torch.zeros(()))
-        leaves = pytree.tree_leaves(dict(inputs))
-        return {node: _fit(leaf, like) for node, leaf in zip(placeholders(graph_module), leaves, strict=True)}
+        leaves = pytree.tree_leaves(fitted(graph_module, dict(inputs)))
+        return dict(zip(placeholders(graph_module), leaves, strict=True))
 
     def loss(self, outputs: Any, inputs: Mapping[str, Any], targets: Tensor | None = None) -> Tensor:
         """A scalar, the mean over real tokens; see `surgery.targets.losses`."""
@@ -115,7 +114,11 @@ def any_length(graph_module: GraphModule) -> bool:
     return bool(sizes) and not any(isinstance(found[1], int) for found in sizes)
 
 
-def _fit(leaf: Any, like: Tensor) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
+def fitted(graph_module: GraphModule, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs on the device of the graph's weights, floating ones in their dtype."""
+    like = next((p for p in graph_module.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def fit(leaf: Tensor) -> Tensor:
+        return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
+
+    return pytree.tree_map_only(Tensor, fit, inputs)

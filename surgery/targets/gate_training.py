@@ -15,8 +15,9 @@ from surgery.anatomy.graphs import attribute
 from surgery.passes.gate_edges import Gate
 from surgery.passes.runner import run_passes
 from surgery.passes.sample_gates import SampleGates, seed_name
-from surgery.targets.calibration import Calibration
+from surgery.targets.calibration import Calibration, fitted
 from surgery.targets.context import Context
+from surgery.targets.losses import has_loss
 from surgery.training.engine import penalized, train
 from surgery.training.examples import Examples
 from surgery.training.objective import Constrained, Evaluated
@@ -114,9 +115,10 @@ def train_gates(
     Raises SurgeryError (S812, S814), KeyboardInterrupt.
     """
     calibration = context.calibration
-    taught = operation.follow == "dense" or not has_loss(calibration)
+    learnable = has_loss(calibration.task, calibration.targets)
+    taught = operation.follow == "dense" or not learnable
     settings = _settings(operation, context, clause, place, taught)
-    dense = _loss(graph_module, calibration, settings) if has_loss(calibration) else 0.0
+    dense = _loss(graph_module, calibration, settings) if learnable else 0.0
     target = allowed_loss(operation.tolerance, dense)
     if taught:
         dense, target = 0.0, target - dense
@@ -139,11 +141,6 @@ def train_gates(
         what="training gates",
     )
     return GateTraining(trained, dense, target, taught)
-
-
-def has_loss(calibration: Calibration) -> bool:
-    """Whether the data says what is right, as text that is to be continued does, or labels."""
-    return calibration.task == "causal-lm" or calibration.targets is not None
 
 
 def allowed_loss(tolerance: Any, dense: float) -> float:
@@ -193,7 +190,7 @@ def _loss(graph_module: GraphModule, calibration: Calibration, settings: Setting
     for inputs, targets in Examples(calibration, replace(settings, checkpoint=None)).held_out().batches():
         count = calibration.weight(inputs, targets)
         if count:
-            given = _on(graph_module, inputs)
+            given = fitted(graph_module, inputs)
             total += float(_dense_loss(graph_module, calibration.loss, given, targets, narrow)) * count
             counted += count
     return total / max(1, counted)
@@ -207,17 +204,6 @@ def _dense_loss(
     with torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
         outputs = graph_module(**inputs)
     return loss(outputs, inputs, targets)
-
-
-def _on(graph_module: GraphModule, inputs: dict[str, Any]) -> dict[str, Any]:
-    like = next(p for p in graph_module.parameters() if p.is_floating_point())
-
-    def fit(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(like.device, like.dtype if value.is_floating_point() else None)
-
-    return {name: fit(value) for name, value in inputs.items()}
 
 
 def _draw(seed: int, names: Sequence[str], module: GraphModule, step: int, micro: int) -> None:

@@ -13,6 +13,7 @@ from surgery.anatomy.site import Anatomy
 from surgery.diagnostics import RefusalError
 from surgery.passes.set_weights import SetWeights
 from surgery.plan.action import Action
+from surgery.targets.calibration import fitted
 from surgery.targets.clause import OfClause
 from surgery.targets.context import Context
 from surgery.targets.learned import Learned
@@ -102,7 +103,7 @@ class Recovering(OfClause):
         """Outputs of another shape cannot be compared: after a vocabulary was cut, for one."""
         inputs, _ = next(context.calibration.batches())
         rows = pytree.tree_map_only(Tensor, lambda value: value[:1], inputs)
-        said = [first_floating(module(**_placed(module, rows))).shape for module in (graph_module, original)]
+        said = [first_floating(module(**fitted(module, rows))).shape for module in (graph_module, original)]
         if said[0] != said[1]:
             raise self._refused(
                 "S815",
@@ -144,11 +145,3 @@ class Recovering(OfClause):
     def _refused(self, code: str, message: str, help: str) -> RefusalError:
         span = self.options.clause.span if self.options.clause else None
         return RefusalError(message, code=code, span=span, help=help)
-
-
-def _placed(module: GraphModule, inputs: dict[str, Any]) -> dict[str, Any]:
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    return pytree.tree_map_only(
-        Tensor, lambda leaf: leaf.to(like.device, like.dtype if leaf.is_floating_point() else None), inputs
-    )
-
