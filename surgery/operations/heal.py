@@ -7,6 +7,7 @@ from surgery.diagnostics import Diagnostic
 from surgery.operations.base import Phase, operation
 from surgery.operations.fields import after, setting
 from surgery.operations.kinds import number, whole
+from surgery.operations.trains import untrainable
 
 
 @operation
@@ -54,11 +55,7 @@ class Heal:
     seed: int = setting(whole(at_least=0), default=0, doc="of the order of rows and of adapters")
 
     def conflicts(self) -> Iterable[Diagnostic]:
-        if not self.lr > 0:
-            yield self._fault("`lr=0` changes nothing", "give a rate, such as `lr=1e-4`")
-        if self.accumulate > self.batch:
-            message = f"`accumulate={self.accumulate}` passes cannot share out `batch={self.batch}` rows"
-            yield self._fault(message, f"write `accumulate={self.batch}` or less")
+        return (self._fault(message, help) for message, help in untrainable(self))
 
     def plan(self, anatomy: Any, sites: tuple) -> list[Any]:
         """One work, on whatever the works before it leave."""

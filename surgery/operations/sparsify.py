@@ -8,6 +8,7 @@ from surgery.language import Quantity, Selector
 from surgery.operations.base import Phase, operation
 from surgery.operations.fields import after, setting, share, subject
 from surgery.operations.kinds import Share, file_of, number, whole, words
+from surgery.operations.trains import untrainable
 
 
 @operation
@@ -99,6 +100,7 @@ class Sparsify:
             yield self._fault(f"`{self.share}` is a count, and edges grow with the length", "write a percentage")
         if self.tolerance.measure not in ("number", "share") or self.tolerance.value < 0:
             yield self._fault(f"`tolerance={self.tolerance}` is no rise of a loss", "write `1%`, or nats such as `0.01`")
+        yield from (self._fault(message, help) for message, help in untrainable(self))
 
     def plan(self, anatomy: Any, sites: tuple) -> list[Any]:
         """A work per site, or one for all where they are learned together. Raises RefusalError."""

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 import surgery
 from surgery.anatomy.graphs import attribute
 from surgery.anatomy.sites.attention import find_attention
-from surgery.diagnostics import RefusalError, SurgeryError, UnprovenError
+from surgery.check import check
+from surgery.diagnostics import RefusalError, SpecError, SurgeryError, UnprovenError
 from surgery.generation import generate
 from surgery.models.data import Data
 from surgery.passes.runner import run_passes
@@ -274,3 +275,18 @@ def test_a_batchs_loss_is_told_beside_the_dense_models():
     outputs = graph_module(**given)
     assert float(beside.loss(outputs, given)) == pytest.approx(0.7, abs=1e-5)
     assert attribute(graph_module, "layers.0.gate_bias").shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("via gates lr=0", "`lr=0` changes nothing"),
+        ("via gates batch=4 accumulate=8", "`accumulate=8` passes cannot share out `batch=4` rows"),
+        ("via topk", "`via topk` needs to know how much goes"),
+    ],
+)
+def test_contradictions_are_told_before_any_model(said, fault):
+    with pytest.raises(SpecError) as caught:
+        check(f"sparsify attention {said}")
+    (one,) = caught.value.diagnostics
+    assert one.code == "S122" and fault in one.message and one.span.text.startswith("sparsify") and one.help
