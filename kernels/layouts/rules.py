@@ -62,6 +62,9 @@ class Rules:
         """What the operator takes as `Tensor[] rules`."""
         return [self.columns, self.distances, self.entries]
 
+    def to(self, device: torch.device | str) -> "Rules":
+        return Rules(self.block, *(each.to(device) for each in self.tensors()), self.length)
+
     def mask(self, queries: int, keys: int, causal: bool) -> Tensor:
         """bool [H, queries, keys]; the queries are the last of the keys. Raises ValueError past the length."""
         kept = self.part(slice(0, queries), queries, keys)

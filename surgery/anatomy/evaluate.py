@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -12,11 +13,12 @@ from surgery.anatomy.graphs import ancestors, attribute
 def evaluate(graph_module: GraphModule, wanted: Sequence[Node], given: Mapping[Node, Any]) -> list[Any]:
     """The values of `wanted` nodes when the `given` nodes (placeholders or inner nodes) have these values.
 
-    Only the ancestors of `wanted`, up to `given`, are run; gradients flow as the caller has them set. Raises KeyError
+    Tensors given are put on the device of the graph's. Only the ancestors of `wanted`, up to `given`, are run; gradients flow as the caller has them set. Raises KeyError
     for a placeholder that is needed and not given.
     """
     needed = ancestors(wanted, stop=given)
-    values: dict[Node, Any] = dict(given)
+    device = next((tensor.device for tensor in graph_module.parameters()), None)
+    values: dict[Node, Any] = {node: value.to(device) if isinstance(value, Tensor) else value for node, value in given.items()}
     for node in graph_module.graph.nodes:
         if node in needed and node not in values:
             values[node] = _run(graph_module, node, values)

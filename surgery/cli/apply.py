@@ -36,6 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", metavar="FOLDER", type=Path, help="where training keeps its state, and goes on from it"
     )
+    parser.add_argument("--device", metavar="DEVICE", help="where the model is put and all is measured: `cuda:1` (cpu)")
     parser.add_argument("--print-after", metavar="PASS", help="print the graph behind each pass of this name, or `all`")
 
 
@@ -111,8 +112,8 @@ def _prepared(args: Namespace) -> Any:
     from surgery.session import prepare
 
     if _is_plan(args.spec):
-        return _planned(Path(args.spec), args.model)
-    return prepare(source(args.spec), args.model)
+        return _planned(Path(args.spec), args.model, args.device)
+    return prepare(source(args.spec), args.model, device=args.device)
 
 
 def _is_plan(name: str) -> bool:
@@ -126,7 +127,7 @@ def _is_plan(name: str) -> bool:
         return False
 
 
-def _planned(path: Path, model: str | None) -> Any:
+def _planned(path: Path, model: str | None, device: str | None) -> Any:
     """What was planned, or StalePlanError. A plan may come from a stranger: the model it names imports no code."""
     from surgery.diagnostics import Source
     from surgery.plan.store import read_plan, refuse_stale
@@ -135,7 +136,7 @@ def _planned(path: Path, model: str | None) -> Any:
     saved = read_plan(path)
     spec, reference = _plan_is_about(path, saved)
     source = Source(f"{path}#spec", spec)
-    prepared = prepare(source, model or reference, allow_import=model is not None)
+    prepared = prepare(source, model or reference, allow_import=model is not None, device=device)
     refuse_stale(saved, prepared.plan)
     return prepared
 

@@ -29,6 +29,7 @@ def choose_pattern(
     """Attention under rules: `block`, `edge`, or `dense`, the same numbers from a mask that is made anew at each call, as
     in the graph. q [B, Hq, S, D], k and v [B, Hkv, S, D]; mask as of pattern_attention; `options` as of `choose`."""
     batch, heads, length, dim = q.shape
+    rules = rules.to(q.device)
     name = dtype_name(q.dtype)
     blocks = rules.blocks(length, length, causal)
     pattern = Pattern.of_blocks(blocks, heads, dim, name)

@@ -121,7 +121,7 @@ def choose_gated(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool,
 
     q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D]. What a gate keeps does not matter: all scores are needed to know it.
     """
-    bias = torch.zeros(q.shape[1])
+    bias = torch.zeros(q.shape[1], device=q.device)
     batch, heads, queries, dim = q.shape
     shape = {"B": batch, "H": heads, "KV": k.shape[1], "Sq": queries, "Sk": k.shape[2], "D": dim, "causal": int(causal)}
     return choose(

@@ -38,6 +38,11 @@ class LoadedModel:
         inputs = pytree.tree_map_only(Tensor, lambda value: _cast(value, dtype), self.example_inputs)
         return replace(self, module=self.module.to(dtype), example_inputs=inputs)
 
+    def on(self, device: torch.device) -> "LoadedModel":
+        """The same with weights and example inputs on another device; the module itself is moved."""
+        inputs = pytree.tree_map_only(Tensor, lambda value: value.to(device), self.example_inputs)
+        return replace(self, module=self.module.to(device), example_inputs=inputs)
+
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from surgery.anatomy.attention_form import AttentionForm, fused_form, softmax_behind
-from surgery.anatomy.graphs import aten, is_op, value
+from surgery.anatomy.graphs import aten, attribute, is_op, value
 from surgery.passes.weights import add_tensor
 from surgery.passes.write_out_attention import write_out
 
@@ -72,6 +72,7 @@ class GateEdges:
         triangles: dict[tuple[str, ...], Node] = {}
         for gate in self.gates:
             name = add_tensor(graph_module, gate.tensor, gate.numbers)
+            gate = replace(gate, numbers=attribute(graph_module, name))
             for call in gate.calls:
                 node = there[call]
                 if gate.lowered:

@@ -58,7 +58,7 @@ class SampleGates:
         shares = []
         for gate in self.gates:
             tensors = add_tensor(graph_module, gate.tensor, gate.numbers), add_tensor(
-                graph_module, seed_name(gate), torch.tensor(-1), parameter=False
+                graph_module, seed_name(gate), torch.tensor(-1), parameter=False, home=False
             )
             shares += [self._sample(graph_module, there[call], gate, tensors) for call in gate.calls]
         _add_penalty(graph_module, shares, self.floor)
@@ -92,7 +92,7 @@ class SampleGates:
 
 
 def seed_name(gate: Gate) -> str:
-    """The buffer that a gate's noise is drawn by; below 0 there is none."""
+    """The buffer that a gate's noise is drawn by; below 0 there is none. On the CPU, where reading it waits for nothing."""
     return f"{gate.path}.gate_seed" if gate.path else "gate_seed"
 
 
@@ -114,7 +114,7 @@ def attend(
     sampled = _is_sampled(seed)
     given = {"scale": scale, "causal": causal, "key_mask": key_mask}
     if sampled:
-        made = gated_attention(q, k, v, bias, gates="sampled", seed=seed, **given)
+        made = gated_attention(q, k, v, bias, gates="sampled", seed=seed.to(q.device), **given)
         share = made.expected / _possible(q, k, causal, key_mask)
         return made.out, share + _pull(*_probed(q, k, seed, scale, causal, key_mask), bias.view(-1, 1, 1))
     made = gated_attention(q, k, v, bias, gates="hard", **given)

@@ -1,5 +1,7 @@
 """Replacing the tensors of a graph by name."""
 
+from itertools import chain
+
 import torch
 from torch.fx import GraphModule, Node
 from torch.nn import Module, Parameter
@@ -26,9 +28,13 @@ def replace_parameter(graph_module: GraphModule, name: str, parameter: Parameter
     setattr(parent, leaf, parameter)
 
 
-def add_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor, *, parameter: bool = True) -> str:
-    """Register a new tensor under `name`, or the next free name like it; returns the name it got."""
+def add_tensor(
+    graph_module: GraphModule, name: str, tensor: torch.Tensor, *, parameter: bool = True, home: bool = True
+) -> str:
+    """Register a new tensor under `name`, or the next free name like it; returns the name it got. It is put on the device
+    that the graph's other tensors are on; without `home` it stays where it is."""
     parent, leaf = _parent(graph_module, name, create=True)
+    tensor = tensor.to(device_of(graph_module)) if home else tensor
     free, number = leaf, 1
     while hasattr(parent, free):
         free, number = f"{leaf}_{number}", number + 1
@@ -39,6 +45,12 @@ def add_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor, *, pa
     else:
         parent.register_buffer(free, tensor.detach().contiguous())
     return name[: len(name) - len(leaf)] + free
+
+
+def device_of(graph_module: GraphModule) -> torch.device:
+    """The device of the first parameter, or buffer; the CPU without any."""
+    held = chain(graph_module.parameters(), graph_module.buffers())
+    return next((tensor.device for tensor in held), torch.device("cpu"))
 
 
 def bias_name(weight: str) -> str:

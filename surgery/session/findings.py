@@ -80,4 +80,4 @@ def _noisiest(prepared: Prepared, grid: ConditionalGrid) -> int:
 
 def _column_norms(grid: ConditionalGrid) -> Tensor:
     weights = [attribute(grid.anatomy.graph_module, weight_of(node).target) for node in grid.group.unique_consumers]
-    return torch.stack([weight.detach().double().square().sum(0) for weight in weights]).sum(0).sqrt()
+    return torch.stack([weight.detach().cpu().double().square().sum(0) for weight in weights]).sum(0).sqrt()

@@ -49,6 +49,7 @@ def compile(
     after: Observer | None = None,
     progress: Progress = silent,
     checkpoints: str | os.PathLike[str] | None = None,
+    device: str | None = None,
 ) -> Result:
     """Operate on a model as a spec says, and prove it.
 
@@ -60,12 +61,13 @@ def compile(
     after           called with each pass and the graph behind it
     progress        called with (stage, done, total); total 0 where it is not known
     checkpoints     a folder in which training keeps its state, and goes on from what it finds there
+    device          where a model named by a reference is put, calibrated, trained and measured: `cuda`, `cuda:1`
 
     Raises SurgeryError for faults of spec, model or plan, UnprovenError where a proof or a `require` does not hold;
     its `report` then holds what was measured. The model given is left as it was.
     """
     with in_eval_mode(model):
-        prepared = prepare(spec, model, example_inputs=example_inputs)
+        prepared = prepare(spec, model, example_inputs=example_inputs, device=device)
         return operate(
             prepared,
             data=data,

@@ -20,6 +20,7 @@ from surgery.check import Program, check
 from surgery.diagnostics import Source, SurgeryError
 from surgery.language import Spec, format
 from surgery.models import LoadedModel, open_model
+from surgery.models.devices import device_of
 from surgery.plan.action import Action
 from surgery.plan.fingerprint import fingerprint, tensors_of
 from surgery.plan.plan import Match, Plan
@@ -113,14 +114,17 @@ def prepare(
     allow_import: bool = True,
     steps: int | None = None,
     anatomy: Anatomy | None = None,
+    device: str | None = None,
 ) -> Prepared:
     """Check the spec, open and capture the model, resolve selectors, plan the cuts.
 
-    `model` overrides the spec's own; `anatomy` is that model's, where it was captured before. Raises
-    SpecError, SurgeryError (S2xx), CaptureError, RefusalError.
+    `model` overrides the spec's own; `anatomy` is that model's, where it was captured before. `device` is where a model
+    that is named by a reference is put: `cuda:1`. Raises SpecError, SurgeryError (S2xx), CaptureError, RefusalError.
     """
     program = check(spec)
+    place = _placed(model, device) if device else None
     opened = _open(program, model, example_inputs, weights, allow_import)
+    opened = opened.on(place) if place else opened
     anatomy = anatomy or inspect_model(opened.module, opened.example_inputs)
     works, matches = planned(program.operations, anatomy, opened.reference)
     settings = program.data.settings if program.data else {}
@@ -193,6 +197,16 @@ def _open(
         return open_reference(str(program.model.reference), weights=weights, allow_import=False, dtype=dtype)
     except SurgeryError as error:
         raise pointing_at(error, program.model.clause) from error
+
+
+def _placed(model: nn.Module | str | LoadedModel | None, device: str) -> torch.device:
+    if isinstance(model, nn.Module | LoadedModel):
+        raise SurgeryError(
+            f"device={device}: a module that is handed over is on its own device",
+            code="S215",
+            help="move the module and its example inputs before: `module.to(device)`",
+        )
+    return device_of(device)
 
 
 def _no_inputs(what: str, help: str) -> SurgeryError:

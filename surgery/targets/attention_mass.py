@@ -31,6 +31,7 @@ class Mass:
 
     def add(self, table: Tensor, keys: int) -> None:
         """Blocks of a further batch; of all batches the first keys are the same positions."""
+        table = table.cpu()
         if self.table is not None:
             grow = [max(old, new) for old, new in zip(self.table.shape[1:], table.shape[1:], strict=True)]
             self.table, table = (_filled(each, *grow) for each in (self.table, table))
@@ -113,7 +114,7 @@ class Watch(Run):
         real, end = self.real, start + weights.shape[2]
         if real is None or real.dim() != 2 or real.shape[0] != len(weights) or real.shape[1] < end:
             return weights
-        return weights * (real[:, None, start:end, None] != 0)
+        return weights * (real[:, None, start:end, None] != 0).to(weights.device)
 
 
 class _Measure(Watch):

@@ -24,7 +24,8 @@ SAME = (aten.to, aten.clone, aten.contiguous, aten.alias, aten.dropout, aten.uns
 
 @dataclass(frozen=True, eq=False)
 class ConditionalGrid:
-    """time [T, D] and table [V, D] in float64; c(t, y) = time[t] + table[y]. `times` [T] as the network is fed."""
+    """time [T, D] and table [V, D] in float64; c(t, y) = time[t] + table[y]. `times` [T] as the network is fed. All on
+    the CPU, wherever the network is."""
 
     anatomy: Anatomy
     group: Tied
@@ -43,7 +44,7 @@ class ConditionalGrid:
     def read_by(self, consumer: Node, rows: Tensor) -> Tensor:
         vector = next(site.vector for site in self.group.sites if consumer in site.dimension.consumers)
         given = _stretched(self.anatomy, len(rows)) | {vector: _shaped(rows, vector)}
-        return evaluate(self.anatomy.graph_module, [consumer.args[0]], given)[0].reshape(len(rows), -1)
+        return evaluate(self.anatomy.graph_module, [consumer.args[0]], given)[0].reshape(len(rows), -1).to(rows.device)
 
     def consumers(self) -> list[tuple[str, Tensor, Tensor]]:
         """Every modulation layer once: its weight's name, weight [M, D] and bias [M] (zeros where it has none)."""
@@ -54,7 +55,7 @@ class ConditionalGrid:
             values = (
                 weight.new_zeros(len(weight)) if bias is None else attribute(self.anatomy.graph_module, bias.target)
             )
-            found.append((weight_of(node).target, weight.detach(), values.detach()))
+            found.append((weight_of(node).target, weight.detach().cpu(), values.detach().cpu()))
         return found
 
     @torch.no_grad()
@@ -66,7 +67,7 @@ class ConditionalGrid:
             last = last.args[0]
         if site.vector is not site.join or not is_op(last, aten.linear):
             return None
-        return last, _time_values(self.anatomy, site, last.args[0], self.times)
+        return last, _time_values(self.anatomy, site, last.args[0], self.times).cpu()
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def conditional_grid(anatomy: Anatomy, group: Tied, schedule: Schedule | None) -
     given = _stretched(anatomy, site.classes) | {label: rows.to(anatomy.inputs[label.name].dtype)}
     table = evaluate(anatomy.graph_module, [site.of_class], given)[0].reshape(site.classes, -1)
     _refuse_half_tied(anatomy, group, times)
-    time, table = _settled(anatomy, site, time.double(), table.double())
+    time, table = (part.cpu() for part in _settled(anatomy, site, time.double(), table.double()))
     found = ConditionalGrid(anatomy, group, times, time, table)
     _refuse_mixed_features(found)
     return found

@@ -180,7 +180,7 @@ class Gates(OfClause):
         for gate in self._gates(graph_module, {}, choice.told["lowered"]):
             numbers, heads = choice.tensors[gate.tensor], gate.heads
             if gate.path in found.heads and kind is WitnessGates:
-                numbers = numbers.index_fill(0, found.gone[gate.path], CLOSED)
+                numbers = numbers.index_fill(0, found.gone[gate.path].to(numbers.device), CLOSED)
             elif gate.path in found.heads:
                 numbers = numbers[found.heads[gate.path]]
                 heads = (len(numbers),)

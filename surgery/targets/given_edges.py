@@ -161,7 +161,7 @@ class _Hold(Watch):
 
     def weights(self, name: str, weights: Tensor, start: int, keys: int) -> None:
         held = self.held[name]
-        kept = held.mask[:, start : start + weights.shape[2], :keys]
+        kept = held.mask[:, start : start + weights.shape[2], :keys].to(weights.device)
         held.inside = held.inside + (weights * kept).double().sum((0, 2, 3))
         held.whole = held.whole + weights.double().sum((0, 2, 3))
         held.mass.add(blocked(weights.double().sum(0), held.mass.block, start), keys)

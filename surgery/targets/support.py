@@ -178,9 +178,9 @@ def _parts(grid: ConditionalGrid, keep: Tensor) -> tuple[Conditioning, dict[str,
     bias = bias_of(linear)
     conditioning = Conditioning(
         hidden=hidden,
-        time_weight=attribute(graph_module, weight_of(linear).target).detach(),
-        time_bias=None if bias is None else attribute(graph_module, bias.target).detach(),
-        table=attribute(graph_module, table.target).detach(),
+        time_weight=attribute(graph_module, weight_of(linear).target).detach().cpu(),
+        time_bias=None if bias is None else attribute(graph_module, bias.target).detach().cpu(),
+        table=attribute(graph_module, table.target).detach().cpu(),
         activation=_features(grid, keep),
     )
     sums = torch.allclose(conditioning.time, grid.time, rtol=1e-3, atol=1e-3 * float(grid.time.abs().max()))

@@ -202,7 +202,7 @@ class Seen:
         for name, what in counted.items():
             setattr(self, name, getattr(self, name) + what.double().sum((0, 2, 3)))
         self.mass.add(blocked(weights.double().sum(0), self.mass.block, start), keys)
-        self.edges = self.edges + _padded(blocked(kept.double().sum(0), self.mass.block, start))
+        self.edges = self.edges + _padded(blocked(kept.double().sum(0), self.mass.block, start)).cpu()
 
 
 def _highest(scores: Tensor, seen: Tensor, share: Any) -> Tensor:

@@ -12,7 +12,7 @@ from surgery.diagnostics import SurgeryError
 from surgery.training.distillation import count
 from surgery.training.settings import Settings
 
-JUDGED, MOST_JUDGED = 0.1, 512
+JUDGED, MOST_JUDGED = 0.1, 2048
 """The share of the rows that is never trained on, and how many are enough."""
 SPLIT_SEED = 0
 
