@@ -3,7 +3,8 @@
 Per tolerance and seed the model is post-trained with gates, to as few edges as keep the loss within the tolerance, and
 measured on held-out rows of its own data: the share of possible edges that is kept, loss and accuracy before and
 after, and the controls at the same number of edges, which train nothing (random edges; the largest weights of the
-dense model's own attention). A tolerance is in nats (`0.01`) or of the dense loss (`1%`).
+dense model's own attention). A tolerance is in nats (`0.01`) or of the dense loss (`1%`). With `--save` each result is
+saved, loaded, compared to the bit, and writes 32 tokens, with keys and values kept and without.
 """
 
 import argparse
@@ -45,13 +46,37 @@ def run(asked: argparse.Namespace, tolerance: str, seed: int) -> dict[str, Any]:
 
     started = time.monotonic()
     spec = spec_of(asked, tolerance, seed)
+    options = {"timing": False, "controls": not asked.no_controls, "progress": told, "device": asked.device}
+    again: dict[str, Any] = {}
     try:
-        report = surgery.compile(None, spec, timing=False, controls=not asked.no_controls, progress=told).report
+        result = surgery.compile(None, spec, **options)
+        report = result.report
+        if asked.save:
+            again = reloaded(result, asked.save / f"{tolerance}-{seed}")
     except UnprovenError as error:
         report = error.report
     print(file=sys.stderr)
     found = {"case": f"{asked.model} tolerance={tolerance} seed={seed}", "tolerance": tolerance, "seed": seed}
-    return found | measured(report) | {"seconds": round(time.monotonic() - started), "spec": spec}
+    return found | measured(report) | again | {"seconds": round(time.monotonic() - started), "spec": spec}
+
+
+def reloaded(result: Any, folder: Path) -> dict[str, Any]:
+    """Whether what was saved computes the same bits, and writes the same with a cache as without."""
+    import surgery
+    import torch
+    from torch.utils import _pytree as pytree
+
+    module = surgery.load(result.save(folder, overwrite=True))
+    with torch.no_grad():
+        ours, theirs = (pytree.tree_leaves(each(**result.example_inputs)) for each in (result.module, module))
+    pairs = [pair for pair in zip(ours, theirs, strict=True) if isinstance(pair[0], torch.Tensor)]
+    prompt = result.example_inputs["input_ids"][:, :8]
+    written = [module.generate(prompt, max_new_tokens=32, use_cache=use) for use in (True, False)]
+    return {
+        "reloaded_same_bits": all(torch.equal(*pair) for pair in pairs),
+        "generated": written[0].shape[1] - prompt.shape[1],
+        "generated_as_without_cache": torch.equal(*written),
+    }
 
 
 def spec_of(asked: argparse.Namespace, tolerance: str, seed: int) -> str:
@@ -182,6 +207,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in _listed(text)], default=[0, 1, 2], metavar="N,N")
     parser.add_argument("--options", default="", help="more of the clause, such as `steps=4000 batch=64 lr=1e-3`")
     parser.add_argument("--no-controls", action="store_true")
+    parser.add_argument("--device", help="where models are put: `cuda`; without it the CPU")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="save, load, compare and let it write")
     parser.add_argument("--quick", action="store_true", help="one tolerance, one seed, 20 steps: a look at whether it runs")
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="measure nothing: rows of these documents")
     parser.add_argument("--json", action="store_true", help="one JSON line per run")
@@ -199,7 +226,7 @@ def write(asked: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         "model": asked.model,
         "command": shlex.join(["python", "-m", "bench.sparse_attention", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        **machine("cpu"),
+        **machine(asked.device or "cpu"),
         "rows": rows,
         "summary": summarised(rows),
     }

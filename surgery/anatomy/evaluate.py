@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from surgery.anatomy.graphs import ancestors, attribute
+from surgery.anatomy.placement import device_of
 
 
 def evaluate(graph_module: GraphModule, wanted: Sequence[Node], given: Mapping[Node, Any]) -> list[Any]:
@@ -17,8 +18,8 @@ def evaluate(graph_module: GraphModule, wanted: Sequence[Node], given: Mapping[N
     for a placeholder that is needed and not given.
     """
     needed = ancestors(wanted, stop=given)
-    device = next((tensor.device for tensor in graph_module.parameters()), None)
-    values: dict[Node, Any] = {node: value.to(device) if isinstance(value, Tensor) else value for node, value in given.items()}
+    home = device_of(graph_module)
+    values = {node: value.to(home) if isinstance(value, Tensor) else value for node, value in given.items()}
     for node in graph_module.graph.nodes:
         if node in needed and node not in values:
             values[node] = _run(graph_module, node, values)

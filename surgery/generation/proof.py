@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from surgery.anatomy.graphs import placeholders
+from surgery.anatomy.placement import device_of
 from surgery.bundle.value import Value
 from surgery.generation.decoder import Decoder
 from surgery.generation.faults import unfit
@@ -41,7 +42,7 @@ def prove(decoder: Decoder) -> None:
 
 def example(parts: Parts) -> tuple[Tensor, dict[str, Any]]:
     """Tokens [B, 5] and whatever else the graph takes, made up."""
-    device = next((each.device for each in parts.graph_module.parameters()), torch.device("cpu"))
+    device = device_of(parts.graph_module)
     words = parts.shape(parts.logits)[-1]
     generator = torch.Generator().manual_seed(0)
     rows = parts.shape(parts.tokens)[0]

@@ -76,7 +76,12 @@ class Sparsify:
     distill: float = setting(
         number(at_least=0.0), default=0.0, doc="gates: weight of KL(dense || sparse), added to the loss of the data"
     )
-    bias: float = setting(number(), default=3.0, doc="gates: the bias that gates start with; over 0, so that they start open")
+    bias: float | None = setting(
+        number(),
+        default=None,
+        doc="gates: the bias that all start with, such as 3, open; without it each head starts with the one that keeps "
+        "95% of its attention",
+    )
     block: int = setting(whole(at_least=1), default=64, doc="blocks: queries and keys of a block")
     keep: tuple[str, ...] = setting(
         words("sink", "window", "vertical", "slash", "blocks"),

@@ -1,12 +1,11 @@
 """Replacing the tensors of a graph by name."""
 
-from itertools import chain
-
 import torch
 from torch.fx import GraphModule, Node
 from torch.nn import Module, Parameter
 
 from surgery.anatomy.graphs import aten, attribute, bias_of, calls, weight_of
+from surgery.anatomy.placement import device_of
 
 
 def replace_tensor(graph_module: GraphModule, name: str, tensor: torch.Tensor) -> None:
@@ -45,12 +44,6 @@ def add_tensor(
     else:
         parent.register_buffer(free, tensor.detach().contiguous())
     return name[: len(name) - len(leaf)] + free
-
-
-def device_of(graph_module: GraphModule) -> torch.device:
-    """The device of the first parameter, or buffer; the CPU without any."""
-    held = chain(graph_module.parameters(), graph_module.buffers())
-    return next((tensor.device for tensor in held), torch.device("cpu"))
 
 
 def bias_name(weight: str) -> str:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.graphs import placeholders, shape
+from surgery.anatomy.placement import fitted
 from surgery.targets.losses import IGNORED, loss_of, weight_of
 
 BATCH = 32
@@ -64,7 +65,7 @@ class Calibration:
 
     def placed(self, graph_module: GraphModule, inputs: Mapping[str, Any]) -> dict[Node, Any]:
         """One batch's values by placeholder, on the device and in the dtype of the graph's weights."""
-        leaves = pytree.tree_leaves(fitted(graph_module, dict(inputs)))
+        leaves = pytree.tree_leaves(fitted(graph_module, inputs))
         return dict(zip(placeholders(graph_module), leaves, strict=True))
 
     def loss(self, outputs: Any, inputs: Mapping[str, Any], targets: Tensor | None = None) -> Tensor:
@@ -112,13 +113,3 @@ def any_length(graph_module: GraphModule) -> bool:
     """Whether every [batch, length] input of a graph is of free length."""
     sizes = [found for found in map(shape, placeholders(graph_module)) if found and len(found) > 1]
     return bool(sizes) and not any(isinstance(found[1], int) for found in sizes)
-
-
-def fitted(graph_module: GraphModule, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same inputs on the device of the graph's weights, floating ones in their dtype."""
-    like = next((p for p in graph_module.parameters() if p.is_floating_point()), torch.zeros(()))
-
-    def fit(leaf: Tensor) -> Tensor:
-        return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
-
-    return pytree.tree_map_only(Tensor, fit, inputs)

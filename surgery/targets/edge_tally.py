@@ -17,6 +17,8 @@ from surgery.targets.calibration import Calibration
 MAP = 64
 ROWS = 64
 """Rows of calibration data that are counted on; more take time and change little."""
+MOST = 1 << 20
+"""Edges of a head that a threshold is found among; of more, those of some queries alone."""
 
 
 @dataclass(eq=False)
@@ -50,14 +52,14 @@ class Tally:
 def tally(graph_module: GraphModule, calibration: Calibration) -> dict[str, Tally]:
     """By gate path; the graph is one whose gates are all written out (see GateEdges)."""
     found: dict[str, Tally] = {}
-    for path, kept, weights, possible in watched(graph_module, few(calibration)):
+    for path, kept, weights, possible, _ in watched(graph_module, few(calibration)):
         one = _count(kept & possible, weights, possible)
         found[path] = _added(found[path], one) if path in found else one
     return found
 
 
-def watched(graph_module: GraphModule, inputs: Any) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """(path, kept, attention weights, edges that can exist), [B, H, Sq, Sk] each, of every gate in every batch."""
+def watched(graph_module: GraphModule, inputs: Any) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
+    """(path, kept, attention weights, edges that can exist, logits), [B, H, Sq, Sk] each, of every gate in every batch."""
     for given in inputs:
         watch = _Watch(graph_module)
         watch.run(*_values(graph_module, given), enable_io_processing=False)
@@ -89,7 +91,7 @@ def induction(graph_module: GraphModule, calibration: Calibration, seed: int = 0
     named = {name: given.get(name, option) for name, option in calibration.options.items()} | given
     queries = torch.arange(half, 2 * half - 1)
     found = {}
-    for path, kept, weights, _ in watched(graph_module, [named]):
+    for path, kept, weights, *_ in watched(graph_module, [named]):
         if weights.shape[-2] == weights.shape[-1] == 2 * half:
             dense, sparse = (each[:, :, queries, queries - half + 1] for each in (weights, weights * kept))
             found[path] = dense.mean((0, 2)), sparse.mean((0, 2))
@@ -98,10 +100,36 @@ def induction(graph_module: GraphModule, calibration: Calibration, seed: int = 0
 
 def thresholds(graph_module: GraphModule, calibration: Calibration, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Per path and head the attention weight that this share of the possible edges is above."""
-    seen: dict[str, list[Tensor]] = {}
-    for path, _, weights, possible in watched(graph_module, few(calibration)):
-        seen.setdefault(path, []).append(torch.where(possible, weights, -1.0).transpose(0, 1).flatten(1))
-    return {path: _quantiles(torch.cat(parts, 1), shares[path]) for path, parts in seen.items()}
+    found = _of_some(graph_module, calibration)
+    return {path: _quantiles(weights, shares[path]) for path, (weights, _) in found.items()}
+
+
+def biases(graph_module: GraphModule, calibration: Calibration, mass: float) -> dict[str, Tensor]:
+    """Per path and head [H] the bias with which edges that hold this share of its attention have logit + bias >= 0."""
+    found = _of_some(graph_module, calibration)
+    return {path: torch.stack([_bias(*head, mass) for head in zip(*both, strict=True)]) for path, both in found.items()}
+
+
+def _of_some(graph_module: GraphModule, calibration: Calibration) -> dict[str, tuple[Tensor, Tensor]]:
+    """Attention weights, -1 where there is no edge, and logits of the edges of some queries, [H, n] both, by path."""
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for path, _, weights, possible, logits in watched(graph_module, few(calibration)):
+        rows = min(ROWS, calibration.rows)
+        every = -(-rows * weights.shape[2] * weights.shape[3] // MOST)
+        both = torch.where(possible, weights, -1.0), logits.expand_as(weights).float()
+        seen.setdefault(path, []).append(tuple(each[:, :, ::every].transpose(0, 1).flatten(1) for each in both))
+    return {path: tuple(torch.cat(parts, 1) for parts in zip(*pairs, strict=True)) for path, pairs in seen.items()}
+
+
+def _bias(weights: Tensor, logits: Tensor, mass: float) -> Tensor:
+    """Of one head's edges [n]; 0 for a head that has none."""
+    there = weights >= 0
+    order = logits[there].argsort(descending=True)
+    held = weights[there][order].cumsum(0, dtype=torch.float64)
+    if not len(held):
+        return logits.new_zeros(())
+    place = min(int((held < mass * held[-1]).sum()), len(held) - 1)
+    return -logits[there][order[place]]
 
 
 def _quantiles(weights: Tensor, shares: Tensor) -> Tensor:
@@ -122,15 +150,16 @@ class _Watch(Interpreter):
         gated = [node for node in graph_module.graph.nodes if MARK in node.meta]
         self.logits = {node.args[1].args[0] for node in gated}
         self.held: dict[Node, Tensor] = {}
-        self.seen: list[tuple[str, Tensor, Tensor, Tensor]] = []
+        self.seen: list[tuple[str, Tensor, Tensor, Tensor, Tensor]] = []
 
     @torch.no_grad()
     def run_node(self, n: Node) -> Any:
         if MARK in n.meta:
             kept, softmax, _ = n.args
             weights = self.env[softmax].float()
-            possible = self.held[softmax.args[0]] > HIDDEN
-            self.seen.append((n.meta[MARK], *map(_heads, (self.env[kept].expand_as(weights), weights, possible))))
+            logits = self.held[softmax.args[0]]
+            four = self.env[kept].expand_as(weights), weights, logits > HIDDEN, logits
+            self.seen.append((n.meta[MARK], *map(_heads, four)))
         value = super().run_node(n)
         if n in self.logits:
             self.held[n] = value

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from surgery.anatomy.graphs import attribute
+from surgery.anatomy.placement import device_of, fitted
 from surgery.passes.gate_edges import Gate
 from surgery.passes.runner import run_passes
 from surgery.passes.sample_gates import SampleGates, seed_name
-from surgery.targets.calibration import Calibration, fitted
+from surgery.targets.calibration import Calibration
 from surgery.targets.context import Context
 from surgery.targets.losses import has_loss
 from surgery.training.engine import penalized, train
@@ -200,8 +201,7 @@ def _loss(graph_module: GraphModule, calibration: Calibration, settings: Setting
 def _dense_loss(
     graph_module: GraphModule, loss: Callable, inputs: Mapping[str, Any], targets: Tensor | None, narrow: bool
 ) -> Tensor:
-    device = next(graph_module.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
+    with torch.autocast(device_of(graph_module).type, torch.bfloat16) if narrow else nullcontext():
         outputs = graph_module(**inputs)
     return loss(outputs, inputs, targets)
 

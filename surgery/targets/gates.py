@@ -26,10 +26,16 @@ from surgery.plan.action import Action, TensorChange
 from surgery.targets.clause import OfClause, refuse_options
 from surgery.targets.context import Context
 from surgery.targets.dead_heads import CLOSED, Removal, removal
-from surgery.targets.edge_tally import Tally, induction, tally, thresholds
+from surgery.targets.edge_tally import Tally, biases, induction, tally, thresholds
 from surgery.targets.gate_lowering import lowering
 from surgery.targets.gate_training import GateTraining, aimed, normalize_of, requested_of, train_gates
 from surgery.targets.learned import Learned
+
+
+OPEN = 1e30
+"""The bias of a head that keeps every edge."""
+STARTING_MASS = 0.95
+"""Of each head's attention, what gates keep at first: few edges hold it, and little changes without the rest."""
 
 
 def plan(operation: Any, anatomy: Anatomy, sites: tuple[Site, ...]) -> list["Gates"]:
@@ -108,7 +114,7 @@ class Gates(OfClause):
             )
         if self._by != "learned":
             return self._control(graph_module, context)
-        gates = self._gates(graph_module, {})
+        gates = self._gates(graph_module, self._start(graph_module, context))
         training = train_gates(graph_module, gates, self.options, context, self.clause, self.place)
         context.progress("counting edges", 0, 0)
         written_out = self._written_out(graph_module, training.trained.weights)
@@ -166,13 +172,21 @@ class Gates(OfClause):
                 path,
                 tuple(form.product.name for form in forms),
                 forms[0].heads,
-                numbers.get(path, torch.full((forms[0].count,), float(self.options.bias))),
+                numbers.get(path, torch.full((forms[0].count,), float(self.options.bias or 0.0))),
                 self._by,
                 (lowered or {}).get(path, "").startswith("surgery::"),
                 self.options.seed,
             )
             for path, forms in self._forms(graph_module).items()
         )
+
+    def _start(self, graph_module: GraphModule, context: Context) -> dict[str, Tensor]:
+        """The biases that gates start with, by path."""
+        if self.options.bias is not None:
+            return {}
+        context.progress("choosing the first biases", 0, 0)
+        opened = {gate.tensor: torch.full_like(gate.numbers, OPEN) for gate in self._gates(graph_module, {})}
+        return biases(self._written_out(graph_module, opened), context.calibration, STARTING_MASS)
 
     def _gating(self, kind: type[GateEdges], graph_module: GraphModule, choice: Learned, found: Removal) -> GateEdges:
         """The gates of what is left of the heads; in a reference of all, those that go closed."""

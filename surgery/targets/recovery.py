@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from surgery.anatomy.placement import fitted
 from surgery.anatomy.site import Anatomy
 from surgery.diagnostics import RefusalError
 from surgery.passes.set_weights import SetWeights
 from surgery.plan.action import Action
-from surgery.targets.calibration import fitted
 from surgery.targets.clause import OfClause
 from surgery.targets.context import Context
 from surgery.targets.learned import Learned

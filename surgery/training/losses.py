@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from surgery.anatomy.placement import fitted
 from surgery.training.distillation import count, divergence, first_floating
 from surgery.training.examples import Calibration
 from surgery.training.settings import Settings
@@ -47,7 +47,7 @@ class Losses:
     teacher: Callable[..., Any] | None
 
     def __call__(self, module: Callable[..., Any], inputs: dict[str, Any], targets: Tensor | None) -> Parts:
-        settings, given = self.settings, self._placed(inputs)
+        settings, given = self.settings, fitted(self.trainee.original, inputs)
         with self._autocast():
             outputs, penalty = self.forward(module, given)
             taught = self._taught(given) if settings.distill else None
@@ -86,15 +86,6 @@ class Losses:
     @torch.no_grad()
     def _taught(self, given: dict[str, Any]) -> Any:
         return self.teacher(**given)
-
-    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """On the device of the graph; floating inputs in the dtype the model stores."""
-        like = next((p for p in self.trainee.original.parameters() if p.is_floating_point()), torch.zeros(()))
-
-        def fit(leaf: Tensor) -> Tensor:
-            return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
-
-        return pytree.tree_map_only(Tensor, fit, inputs)
 
     def _autocast(self) -> Any:
         if self.settings.precision != "bfloat16":

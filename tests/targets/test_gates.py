@@ -22,6 +22,7 @@ from surgery.session.prepare import prepare
 from surgery.session.rewrite import context_of
 from surgery.targets import gate_lowering
 from surgery.targets.context import silent
+from surgery.targets.edge_tally import biases, tally
 from surgery.targets.gate_training import Aimed, BesideDense, train_gates
 from surgery.targets.learned import Learned
 from surgery.training.objective import Evaluated
@@ -106,6 +107,21 @@ def plainly():
 
 def finding(result, kind: str) -> dict:
     return next(found for found in result.report["findings"] if found["kind"] == kind)
+
+
+@pytest.mark.parametrize("mass", [0.5, 0.95])
+def test_first_biases_keep_that_much_of_each_heads_attention(mass):
+    """And no edge more than that takes: with the last of them off it is less."""
+    prepared = prepare("sparsify attention via gates", reader(), example_inputs=GIVEN["example_inputs"])
+    work, calibration = prepared.works[0], context_of(prepared, data(), silent).calibration
+    graph_module = prepared.anatomy.graph_module
+    whole = work._written_out(graph_module, {gate.tensor: torch.full((4,), 50.0) for gate in work._gates(graph_module, {})})
+    found = biases(whole, calibration, mass)
+    assert set(found) == {"layers.0", "layers.1"}
+    for shift, holds in ((1e-5, True), (-1e-5, False)):
+        moved = {f"{path}.gate_bias": values + shift for path, values in found.items()}
+        first = tally(work._written_out(graph_module, moved), calibration)["layers.0"]  # the next one reads what it does
+        assert ((first.mass / first.queries >= mass - 1e-9) == holds).all()
 
 
 def test_following_the_dense_model_allows_as_much_divergence_as_the_loss_may_rise():
