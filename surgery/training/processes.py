@@ -8,7 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,7 @@ def settle(value: Any) -> None:
 def joined() -> Iterator[bool]:
     """In the group that `torchrun` started this process for, if it did; yields whether this is the first of them.
 
-    Uses NCCL where there is a GPU, else Gloo. A group that is there already is left as it is.
+    Uses NCCL for what is on a GPU, else Gloo. A group that is there already is left as it is.
     """
     alone = int(os.environ.get("WORLD_SIZE", 1)) < 2 or not distributed.is_available() or distributed.is_initialized()
     if alone:
@@ -56,9 +56,11 @@ def joined() -> Iterator[bool]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield place() == 0
+        with suppress(RuntimeError):  # of a process that has failed, which waits for nobody
+            distributed.barrier()  # the first holds the store that the others read: it leaves with them
     finally:
         distributed.destroy_process_group()
 
