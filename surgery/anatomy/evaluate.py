@@ -14,8 +14,8 @@ from surgery.anatomy.placement import device_of
 def evaluate(graph_module: GraphModule, wanted: Sequence[Node], given: Mapping[Node, Any]) -> list[Any]:
     """The values of `wanted` nodes when the `given` nodes (placeholders or inner nodes) have these values.
 
-    Tensors given are put on the device of the graph's. Only the ancestors of `wanted`, up to `given`, are run; gradients flow as the caller has them set. Raises KeyError
-    for a placeholder that is needed and not given.
+    Tensors given are put on the device of the graph's. Only the ancestors of `wanted`, up to `given`, are run; gradients
+    flow as the caller has them set. Raises KeyError for a placeholder that is needed and not given.
     """
     needed = ancestors(wanted, stop=given)
     home = device_of(graph_module)

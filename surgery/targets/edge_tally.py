@@ -1,8 +1,8 @@
 """What gates keep, counted on data: edges, attention mass and maps per head, and where an induction head looks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,18 +52,29 @@ class Tally:
 def tally(graph_module: GraphModule, calibration: Calibration) -> dict[str, Tally]:
     """By gate path; the graph is one whose gates are all written out (see GateEdges)."""
     found: dict[str, Tally] = {}
-    for path, kept, weights, possible, _ in watched(graph_module, few(calibration)):
-        one = _count(kept & possible, weights, possible)
+
+    def count(path: str, seen: Seen) -> None:
+        one = _count(seen.kept & seen.possible, seen.weights, seen.possible)
         found[path] = _added(found[path], one) if path in found else one
+
+    watch(graph_module, few(calibration), count)
     return found
 
 
-def watched(graph_module: GraphModule, inputs: Any) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
-    """(path, kept, attention weights, edges that can exist, logits), [B, H, Sq, Sk] each, of every gate in every batch."""
+class Seen(NamedTuple):
+    """Of one gate in one batch, [B, H, Sq, Sk] each; `weights` are the attention's, `possible` edges can exist."""
+
+    kept: Tensor
+    weights: Tensor
+    possible: Tensor
+    logits: Tensor
+
+
+def watch(graph_module: GraphModule, inputs: Iterable[Mapping[str, Any]], visit: Callable[[str, Seen], None]) -> None:
+    """Run a graph whose gates are written out on batches, and visit each gate by its path when its time has come: no
+    more than one is held at a time."""
     for given in inputs:
-        watch = _Watch(graph_module)
-        watch.run(*_values(graph_module, given), enable_io_processing=False)
-        yield from watch.seen
+        _Watch(graph_module, visit).run(*_values(graph_module, given), enable_io_processing=False)
 
 
 def few(calibration: Calibration) -> Iterator[Mapping[str, Any]]:
@@ -91,10 +102,14 @@ def induction(graph_module: GraphModule, calibration: Calibration, seed: int = 0
     named = {name: given.get(name, option) for name, option in calibration.options.items()} | given
     queries = torch.arange(half, 2 * half - 1)
     found = {}
-    for path, kept, weights, *_ in watched(graph_module, [named]):
-        if weights.shape[-2] == weights.shape[-1] == 2 * half:
-            dense, sparse = (each[:, :, queries, queries - half + 1] for each in (weights, weights * kept))
+
+    def look(path: str, seen: Seen) -> None:
+        if seen.weights.shape[-2] == seen.weights.shape[-1] == 2 * half:
+            both = seen.weights, seen.weights * seen.kept
+            dense, sparse = (each[:, :, queries, queries - half + 1] for each in both)
             found[path] = dense.mean((0, 2)), sparse.mean((0, 2))
+
+    watch(graph_module, [named], look)
     return found
 
 
@@ -112,13 +127,16 @@ def biases(graph_module: GraphModule, calibration: Calibration, mass: float) -> 
 
 def _of_some(graph_module: GraphModule, calibration: Calibration) -> dict[str, tuple[Tensor, Tensor]]:
     """Attention weights, -1 where there is no edge, and logits of the edges of some queries, [H, n] both, by path."""
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for path, _, weights, possible, logits in watched(graph_module, few(calibration)):
-        rows = min(ROWS, calibration.rows)
-        every = -(-rows * weights.shape[2] * weights.shape[3] // MOST)
-        both = torch.where(possible, weights, -1.0), logits.expand_as(weights).float()
-        seen.setdefault(path, []).append(tuple(each[:, :, ::every].transpose(0, 1).flatten(1) for each in both))
-    return {path: tuple(torch.cat(parts, 1) for parts in zip(*pairs, strict=True)) for path, pairs in seen.items()}
+    taken: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def take(path: str, seen: Seen) -> None:
+        every = -(-min(ROWS, calibration.rows) * seen.weights.shape[2] * seen.weights.shape[3] // MOST)
+        part = Seen(*(each.expand_as(seen.weights)[:, :, ::every] for each in seen))
+        both = torch.where(part.possible, part.weights, -1.0), part.logits.float()
+        taken.setdefault(path, []).append(tuple(each.transpose(0, 1).flatten(1) for each in both))
+
+    watch(graph_module, few(calibration), take)
+    return {path: tuple(torch.cat(parts, 1) for parts in zip(*pairs, strict=True)) for path, pairs in taken.items()}
 
 
 def _bias(weights: Tensor, logits: Tensor, mass: float) -> Tensor:
@@ -145,21 +163,21 @@ def _quantiles(weights: Tensor, shares: Tensor) -> Tensor:
 
 
 class _Watch(Interpreter):
-    def __init__(self, graph_module: GraphModule) -> None:
+    def __init__(self, graph_module: GraphModule, visit: Callable[[str, Seen], None]) -> None:
         super().__init__(graph_module)
+        self.visit = visit
         gated = [node for node in graph_module.graph.nodes if MARK in node.meta]
         self.logits = {node.args[1].args[0] for node in gated}
         self.held: dict[Node, Tensor] = {}
-        self.seen: list[tuple[str, Tensor, Tensor, Tensor, Tensor]] = []
 
     @torch.no_grad()
     def run_node(self, n: Node) -> Any:
         if MARK in n.meta:
             kept, softmax, _ = n.args
             weights = self.env[softmax].float()
-            logits = self.held[softmax.args[0]]
+            logits = self.held.pop(softmax.args[0])
             four = self.env[kept].expand_as(weights), weights, logits > HIDDEN, logits
-            self.seen.append((n.meta[MARK], *map(_heads, four)))
+            self.visit(n.meta[MARK], Seen(*map(_heads, four)))
         value = super().run_node(n)
         if n in self.logits:
             self.held[n] = value
