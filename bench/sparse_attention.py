@@ -64,9 +64,10 @@ def reloaded(result: Any, folder: Path) -> dict[str, Any]:
     """Whether what was saved computes the same bits, and writes the same with a cache as without."""
     import surgery
     import torch
+    from surgery.anatomy.placement import device_of
     from torch.utils import _pytree as pytree
 
-    module = surgery.load(result.save(folder, overwrite=True))
+    module = surgery.load(result.save(folder, overwrite=True)).to(device_of(result.module))
     with torch.no_grad():
         ours, theirs = (pytree.tree_leaves(each(**result.example_inputs)) for each in (result.module, module))
     pairs = [pair for pair in zip(ours, theirs, strict=True) if isinstance(pair[0], torch.Tensor)]

@@ -27,7 +27,6 @@ EITHER = {"__getitem__", "__setitem__", "index.Tensor", "copy_", "backward", "_h
 _generator, _new_parameter, _device_of_fake = torch.Generator, torch.nn.Parameter.__new__, FakeTensor.device
 TORCH = str(Path(torch.__file__).parent)
 
-
 PLAYED = property(lambda fake: _device_of_fake.fget(fake) if _asked_by_torch(2) else ELSEWHERE)
 
 
@@ -155,8 +154,6 @@ def _to(func: Callable, tensor: Tensor, *rest: Any, **named: Any) -> Tensor:
     named = {key: HERE if key == "device" and each is not None else each for key, each in named.items()}
     made = func(tensor, *rest, **named)
     return _marked(made.clone() if made is tensor and there != is_there(tensor) else made, there)
-
-
 
 
 SPECIAL: dict[Any, Callable] = {

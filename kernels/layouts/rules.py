@@ -63,6 +63,7 @@ class Rules:
         return [self.columns, self.distances, self.entries]
 
     def to(self, device: torch.device | str) -> "Rules":
+        """The same with its tensors on a device."""
         return Rules(self.block, *(each.to(device) for each in self.tensors()), self.length)
 
     def mask(self, queries: int, keys: int, causal: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a module's numbers are, and inputs put there."""
+"""Where a module's numbers are, in what dtype, and inputs put there."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -15,11 +15,19 @@ def device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in held), torch.device("cpu"))
 
 
-def fitted(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same inputs on the device of the module's first floating weight, floating ones in its dtype."""
-    like = next((each for each in module.parameters() if each.is_floating_point()), torch.zeros(()))
+def placement(module: Any) -> tuple[torch.device, torch.dtype]:
+    """The device and floating dtype of a module's first floating parameter (CPU float32 for a module without)."""
+    for parameter in getattr(module, "parameters", lambda: ())():
+        if parameter.is_floating_point():
+            return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def fitted(module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs where the module's `placement` is, floating ones in its dtype."""
+    device, dtype = placement(module)
 
     def fit(leaf: Tensor) -> Tensor:
-        return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
+        return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
     return pytree.tree_map_only(Tensor, fit, dict(inputs))

@@ -5,7 +5,7 @@ import torch
 from surgery.diagnostics import SurgeryError
 
 
-def device_of(name: str) -> torch.device:
+def named_device(name: str) -> torch.device:
     """The device of that name. Errors: S215 for one that is not here, or is none."""
     try:
         device = torch.empty(0, device=name).device

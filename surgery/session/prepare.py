@@ -20,7 +20,7 @@ from surgery.check import Program, check
 from surgery.diagnostics import Source, SurgeryError
 from surgery.language import Spec, format
 from surgery.models import LoadedModel, open_model
-from surgery.models.devices import device_of
+from surgery.models.devices import named_device
 from surgery.plan.action import Action
 from surgery.plan.fingerprint import fingerprint, tensors_of
 from surgery.plan.plan import Match, Plan
@@ -122,9 +122,9 @@ def prepare(
     that is named by a reference is put: `cuda:1`. Raises SpecError, SurgeryError (S2xx), CaptureError, RefusalError.
     """
     program = check(spec)
-    place = _placed(model, device) if device else None
+    place = None if device is None else _placed(model, device)
     opened = _open(program, model, example_inputs, weights, allow_import)
-    opened = opened.on(place) if place else opened
+    opened = opened if place is None else opened.on(place)
     anatomy = anatomy or inspect_model(opened.module, opened.example_inputs)
     works, matches = planned(program.operations, anatomy, opened.reference)
     settings = program.data.settings if program.data else {}
@@ -206,7 +206,7 @@ def _placed(model: nn.Module | str | LoadedModel | None, device: str) -> torch.d
             code="S215",
             help="move the module and its example inputs before: `module.to(device)`",
         )
-    return device_of(device)
+    return named_device(device)
 
 
 def _no_inputs(what: str, help: str) -> SurgeryError:

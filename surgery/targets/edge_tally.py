@@ -167,7 +167,7 @@ class _Watch(Interpreter):
         super().__init__(graph_module)
         self.visit = visit
         gated = [node for node in graph_module.graph.nodes if MARK in node.meta]
-        self.logits = {node.args[1].args[0] for node in gated}
+        self.last = {node.args[1].args[0]: node for node in gated}
         self.held: dict[Node, Tensor] = {}
 
     @torch.no_grad()
@@ -175,11 +175,12 @@ class _Watch(Interpreter):
         if MARK in n.meta:
             kept, softmax, _ = n.args
             weights = self.env[softmax].float()
-            logits = self.held.pop(softmax.args[0])
+            source = softmax.args[0]
+            logits = self.held.pop(source) if self.last[source] is n else self.held[source]
             four = self.env[kept].expand_as(weights), weights, logits > HIDDEN, logits
             self.visit(n.meta[MARK], Seen(*map(_heads, four)))
         value = super().run_node(n)
-        if n in self.logits:
+        if n in self.last:
             self.held[n] = value
         return value
 

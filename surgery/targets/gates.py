@@ -32,7 +32,7 @@ from surgery.targets.gate_training import GateTraining, aimed, normalize_of, req
 from surgery.targets.learned import Learned
 
 
-OPEN = 1e30
+OPEN = -CLOSED
 """The bias of a head that keeps every edge."""
 STARTING_MASS = 0.95
 """Of each head's attention, what gates keep at first: few edges hold it, and little changes without the rest."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgery.anatomy.placement import fitted
 from surgery.verify.outputs import tensors_of
-from surgery.verify.sampler import placement
 
 Progress = Callable[[int, int], None]
 KEPT = 256 << 20
@@ -66,11 +66,7 @@ class Beside:
         return found
 
     def _run(self, module: Any, rows: slice) -> list[Tensor]:
-        device, dtype = placement(module)
-        placed = {
-            name: value[rows].to(device, dtype if value.is_floating_point() else None)
-            for name, value in self.inputs.items()
-        }
+        placed = fitted(module, {name: value[rows] for name, value in self.inputs.items()})
         return [output for output in tensors_of(module(**placed, **self.options)) if output.is_floating_point()]
 
 

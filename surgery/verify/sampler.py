@@ -6,19 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgery.anatomy.placement import placement
 from surgery.models.diffusion import Diffusion
 from surgery.verify.outputs import first_tensor
 
 Progress = Callable[[int, int], None]
 BATCH = 250
-
-
-def placement(module: Any) -> tuple[torch.device, torch.dtype]:
-    """The device and floating dtype of a module's first floating parameter (CPU float32 for a module without)."""
-    for parameter in getattr(module, "parameters", lambda: ())():
-        if parameter.is_floating_point():
-            return parameter.device, parameter.dtype
-    return torch.device("cpu"), torch.float32
 
 
 def predict_noise(module: Any, diffusion: Diffusion, sample: Tensor, index: Tensor, label: Tensor) -> Tensor:
