@@ -1,6 +1,7 @@
 """Shapes of a rewritten graph, recomputed where something changed."""
 
 from collections.abc import Hashable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ def _compute(graph_module: GraphModule, node: Node, mode: FakeTensorMode, known:
     key = (node.target, _form(args), _form(tuple(kwargs.items())))
     if key in known:
         return known[key]
-    with mode, enable_python_dispatcher(), torch.no_grad():
+    unfixed = mode.shape_env.suppress_guards() if mode.shape_env is not None else nullcontext()
+    with mode, enable_python_dispatcher(), torch.no_grad(), unfixed:
         found = node.target(*args, **kwargs)
     if not OWN.intersection(getattr(node.target, "tags", ())):
         known[key] = found
