@@ -6,6 +6,7 @@ import torch
 from surgery.kernels.cpu import gated_attention as cpu
 from surgery.kernels.operators.backends import Backend, never, run
 from surgery.kernels.operators.define import operator
+from surgery.kernels.operators.widths import as_wide, differ, one_width
 from surgery.kernels.reference import gated_attention as reference
 from surgery.kernels.tuning.pick import interpreted
 from torch import Tensor
@@ -17,7 +18,7 @@ WIDEST_TRITON = 256
 class Gated(NamedTuple):
     """What gated attention returns; expected and kept are None if they were not asked for."""
 
-    out: Tensor  # [B, Hq, Sq, D]
+    out: Tensor  # [B, Hq, Sq, Dv]
     expected: Tensor | None  # [B, Hq]: Σ sigmoid(logit + bias), differentiable
     kept: Tensor | None  # [B, Hq], int64: how many edges have logit + bias > 0
     lse: Tensor  # [B, Hq, Sq], differentiable
@@ -46,8 +47,8 @@ def gated_attention(
     gates="soft"     g = sigmoid((z + n) / temperature) both ways; without a seed, n = 0
     expected = Σ sigmoid(z) is what a training loss makes small; kept = Σ [z > 0] is what a report counts.
 
-    q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D], any strides, one dtype of fp32, bf16, fp16, fp64; query head h reads key
-    head h // (Hq / Hkv). bias [Hq] or [B · Hq], any floating dtype. causal: keys j <= i + Sk - Sq. key_mask bool [B, Sk],
+    q [B, Hq, Sq, D], k [B, Hkv, Sk, D] and v [B, Hkv, Sk, Dv], mostly of one width, any strides, one dtype of fp32, bf16,
+    fp16, fp64; query head h reads key head h // (Hq / Hkv). bias [Hq] or [B · Hq], any floating dtype. causal: keys j <= i + Sk - Sq. key_mask bool [B, Sk],
     True where a key is seen; hidden keys and values still have to be finite. seed: an int, or an int64 tensor of one
     element, which a compiled graph takes without compiling anew. A query that sees no key gets 0, and so do its
     gradients. No memory of the size Sq × Sk is taken. count=False, with hard gates, leaves out expected and kept and
@@ -73,8 +74,8 @@ def check(q, k, v, bias, seed, key_mask, scale, causal, gates, temperature, coun
         raise ValueError(f"gates is one of {', '.join(GATES)}, not {gates!r}")
     if any(each.dim() != 4 for each in (q, k, v)):
         raise ValueError(f"q, k and v are [batch, heads, rows, head dim], got {shapes}")
-    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"k and v have one shape, and q's batch and head dim: got {shapes}")
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"k and v have one shape but for the last axis, k has q's batch and head dim: got {shapes}")
     if not k.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads are not a multiple of {k.shape[1]} key heads")
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
@@ -167,21 +168,35 @@ def _forward(on_cpu: bool):
 
     def checked(*args: Any):
         check(*args)
-        return run("gated_attention", backends, *args)
+        q, k, v, *rest = args
+        if not differ(k, v):
+            return run("gated_attention", backends, *args)
+        out, *others = run("gated_attention", backends, *one_width(q, k, v), *rest)
+        return *as_wide((out,), (v,)), *others
 
     return checked
 
 
 def _backward(on_cpu: bool):
     backends = _backends(BACKWARDS, on_cpu, query=3)
-    return lambda *args: run("gated_attention_backward", backends, *args)
+
+    def widened(grad_out, grad_lse, grad_expected, q, k, v, bias, seed, key_mask, out, *rest: Any):
+        given = (grad_lse, grad_expected)
+        if not differ(k, v):
+            return run("gated_attention_backward", backends, grad_out, *given, q, k, v, bias, seed, key_mask, out, *rest)
+        grad_out, wide_q, wide_k, wide_v, out = one_width(grad_out, q, k, v, out)
+        args = (grad_out, *given, wide_q, wide_k, wide_v, bias, seed, key_mask, out, *rest)
+        *grads, grad_bias = run("gated_attention_backward", backends, *args)
+        return *as_wide(grads, (q, k, v)), grad_bias
+
+    return widened
 
 
 def _fake(q, k, v, bias, seed, key_mask, scale, causal, gates, temperature, count):
     sums = torch.promote_types(q.dtype, torch.float32)
     lines = q.shape[:2] if count else (0,)
     lse = q.new_empty(q.shape[:3], dtype=sums)
-    return q.new_empty(q.shape), lse, q.new_empty(lines, dtype=sums), q.new_empty(lines, dtype=torch.int64)
+    return q.new_empty((*q.shape[:3], v.shape[3])), lse, q.new_empty(lines, dtype=sums), q.new_empty(lines, dtype=torch.int64)
 
 
 def _fake_backward(grad_out, grad_lse, grad_expected, q, k, v, bias, *rest: Any):
@@ -190,14 +205,15 @@ def _fake_backward(grad_out, grad_lse, grad_expected, q, k, v, bias, *rest: Any)
 
 def _flops(q, k, v, bias, seed, key_mask, scale, causal, *rest: Any) -> int:
     """Multiplications and additions of the two products, all keys, half of them where causal."""
-    return 4 * q.numel() * k.shape[2] // (2 if causal else 1)
+    return 2 * (q.numel() // q.shape[3]) * (q.shape[3] + v.shape[3]) * k.shape[2] // (2 if causal else 1)
 
 
 def _flops_backward(
     grad_out, grad_lse, grad_expected, q, k, v, bias, seed, key_mask, out, lse, scale, causal, *rest: Any
 ) -> int:
     """Five products."""
-    return 10 * q.numel() * k.shape[2] // (2 if causal else 1)
+    widths = 3 * q.shape[3] + 2 * v.shape[3]
+    return 2 * (q.numel() // q.shape[3]) * widths * k.shape[2] // (2 if causal else 1)
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -8,6 +8,7 @@ from surgery.kernels.operators.edge_attention import NORMALIZE
 from surgery.kernels.operators.pattern_decode import FEW, decode, fits
 from surgery.kernels.operators.pattern_layouts import KINDS, LAYOUTS
 from surgery.kernels.operators.seen_keys import HIDE, MORE, seen_keys
+from surgery.kernels.operators.widths import as_wide, differ, one_width
 from surgery.kernels.reference import pattern_attention as reference
 from torch import Tensor
 from torch.nn.functional import pad
@@ -30,7 +31,7 @@ def pattern_attention(
 ) -> Tensor:
     """out_i = Σ_{j kept for i} exp(s_ij - lse_i) v_j, with s_ij = scale · q_i · k_j.
 
-    q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D], any strides; query head h reads key head h // (Hq / Hkv). The queries are
+    q [B, Hq, Sq, D], k [B, Hkv, Sk, D] and v [B, Hkv, Sk, Dv], mostly of one width, any strides; query head h reads key head h // (Hq / Hkv). The queries are
     the last Sq of the Sk positions, so that a step of decoding with a cache computes what the whole pass would. `rules`
     hold a pattern for each query head. mask: [B, 1, Sq, Sk], bool or added, causality included; one that says which keys
     are padding, and nothing else beside it, costs little, any other is applied pair by pair. scale None is D ** -0.5.
@@ -38,7 +39,7 @@ def pattern_attention(
     normalize="kept"  lse_i is over the keys kept and seen      normalize="all"  over all seen: weights sum to less than 1
     kind              "block": tiles, normalize="kept" alone; "edge": pair by pair. The numbers are the same.
 
-    Returns [B, Hq, Sq, D]; a query without a key gets 0. Layouts are made once for a pattern and length, and kept.
+    Returns [B, Hq, Sq, Dv]; a query without a key gets 0. Layouts are made once for a pattern and length, and kept.
     Raises ValueError for what does not fit, and for more keys than single blocks or edges were made for. Reference:
     `surgery.kernels.reference.pattern_attention`.
     """
@@ -63,6 +64,10 @@ def check(q, k, v, rules, mask, keys, block, length, causal, scale, normalize, k
 
 
 def _forward(q, k, v, rules, mask, keys, block, length, causal, scale, normalize, kind) -> tuple[Tensor, Tensor]:
+    if differ(k, v):
+        wide = one_width(q, k, v)
+        out, lse = _forward(*wide, rules, mask, keys, block, length, causal, scale, normalize, kind)
+        return *as_wide((out,), (v,)), lse
     check(q, k, v, rules, mask, keys, block, length, causal, scale, normalize, kind)
     made = Rules(block, *rules, length)
     made.refuse_longer(k.shape[2])
@@ -83,6 +88,11 @@ def _forward(q, k, v, rules, mask, keys, block, length, causal, scale, normalize
 
 
 def _backward(grad_out, grad_lse, q, k, v, out, lse, rules, mask, keys, block, length, causal, scale, normalize, kind):
+    if differ(k, v):
+        settings = (rules, mask, keys, block, length, causal, scale, normalize, kind)
+        wide_grad, wide_q, wide_k, wide_v, wide_out = one_width(grad_out, q, k, v, out)
+        grads = _backward(wide_grad, grad_lse, wide_q, wide_k, wide_v, wide_out, lse, *settings)
+        return as_wide(grads, (q, k, v))
     made = Rules(block, *rules, length)
     if _more(mask, keys) or _pair_by_pair(q, k, normalize, kind):
         return reference.backward(grad_out, grad_lse, q, k, v, out, lse, made, mask, causal, scale, normalize)
@@ -144,7 +154,7 @@ def _far(q: Tensor, scale: float) -> float:
 
 
 def _fake(q, k, v, rules, mask, keys, block, length, causal, scale, normalize, kind):
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
     return out, q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
@@ -154,13 +164,13 @@ def _fake_backward(grad_out, grad_lse, q, k, v, out, lse, rules, *rest):
 
 def _flops(q, k, v, rules, mask, keys, block, length, causal, scale, normalize, kind) -> int:
     """Two products of D over the pairs in kept blocks; with normalize="all", of q · kᵀ over all seen."""
-    return 4 * q.shape[3] * _pairs(q, k, rules, block, length, causal) + _all(q, k, causal, normalize, 2)
+    return 2 * (q.shape[3] + v.shape[3]) * _pairs(q, k, rules, block, length, causal) + _all(q, k, causal, normalize, 2)
 
 
 def _flops_backward(
     grad_out, grad_lse, q, k, v, out, lse, rules, mask, keys, block, length, causal, scale, normalize, kind
 ) -> int:
-    return 10 * q.shape[3] * _pairs(q, k, rules, block, length, causal) + _all(q, k, causal, normalize, 6)
+    return (6 * q.shape[3] + 4 * v.shape[3]) * _pairs(q, k, rules, block, length, causal) + _all(q, k, causal, normalize, 6)
 
 
 def _all(q: Tensor, k: Tensor, causal: bool, normalize: str, products: int) -> int:
