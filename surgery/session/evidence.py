@@ -16,7 +16,7 @@ from surgery.models.checkpoint import require_finite
 from surgery.models.data import Data, open_data
 from surgery.models.digest import digest
 from surgery.session.feeding import as_before
-from surgery.session.given import given_data
+from surgery.session.given import given_data, share_of
 from surgery.session.prepare import Prepared, pointing_at
 from surgery.session.requirements import CLOCKED, SIZES
 from surgery.session.rewrite import choose, phase_of, rewrite
@@ -59,14 +59,20 @@ def _part(inputs: Mapping[str, Tensor] | None) -> dict[str, Any] | None:
     return None if not inputs else {"rows": len(next(iter(inputs.values()))), "sha256": digest(inputs)}
 
 
-def open_evidence(prepared: Prepared, data: str | Mapping[str, Tensor] | None, progress: Progress) -> Evidence:
-    """The data of the call, of the spec, of the model, or noise: the first of these there is."""
+def open_evidence(
+    prepared: Prepared,
+    data: str | Mapping[str, Tensor] | None,
+    progress: Progress,
+    calibration: str | float | int | None = None,
+) -> Evidence:
+    """The data of the call, of the spec, of the model, or noise: the first of these there is. `calibration` of its rows
+    are kept apart, instead of what the spec says."""
     settings, clause = prepared.settings, prepared.program.data
     named = str(clause.reference) if clause else None
     reference = data or named or prepared.model.default_data or "noise"
     try:
         _refuse_steps(prepared.model, settings.get("steps", 1))
-        opened = _opened(reference, prepared)
+        opened = _opened(reference, prepared, calibration)
         _refuse_fixed(prepared, opened)
     except SurgeryError as error:
         raise pointing_at(error, clause.clause if clause and not data else None) from error
@@ -81,12 +87,15 @@ def open_evidence(prepared: Prepared, data: str | Mapping[str, Tensor] | None, p
     return Evidence(opened, meter, opened.sha256, reference if isinstance(reference, str) else None, progress)
 
 
-def _opened(reference: str | Data | Mapping[str, Tensor], prepared: Prepared) -> Data:
+def _opened(
+    reference: str | Data | Mapping[str, Tensor], prepared: Prepared, calibration: str | float | int | None
+) -> Data:
     if isinstance(reference, Data):
         return reference
     if isinstance(reference, str):
-        return open_data(reference, prepared.model, **prepared.settings)
-    return given_data(reference, prepared.model)
+        own = {} if calibration is None else {"calibration": share_of(calibration)}
+        return open_data(reference, prepared.model, **prepared.settings | own)
+    return given_data(reference, prepared.model, calibration)
 
 
 def _refuse_steps(model: LoadedModel, steps: int) -> None:

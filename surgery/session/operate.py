@@ -27,6 +27,7 @@ from surgery.session.evidence import (
 )
 from surgery.session.feeding import as_before, fed, files_of
 from surgery.session.findings import chosen_for, embeddings_findings, samples_finding
+from surgery.session.given import learning_from
 from surgery.session.parity import parity
 from surgery.session.prepare import Prepared, SpecLike, in_eval_mode, prepare
 from surgery.session.requirements import EDGES, judge, refuse_broken, refuse_unmeasurable
@@ -43,6 +44,7 @@ def compile(
     *,
     example_inputs: Inputs | None = None,
     data: str | Mapping[str, Tensor] | None = None,
+    calibration: str | float | int | None = None,
     controls: bool = True,
     timing: bool = True,
     compiled: bool = True,
@@ -56,7 +58,11 @@ def compile(
     model           an nn.Module with `example_inputs`, or a reference such as `zoo:digits-dit`; None: the spec's own
     spec            text, a file, or a parsed Spec
     example_inputs  a tuple (positional) or dict (keyword) of tensors, the batch first
-    data            instead of the spec's: a reference such as `digits`, or the model's inputs by name, [N, ..] each
+    data            instead of the spec's: a reference such as `digits`, or the model's inputs by name, [N, ..] each, and
+                    `targets` where they are known: int64 [N] classes, or [N, T] at each position of the output, -100
+                    where none counts. Of transformers' models that write, the targets are the next ids
+    calibration     how many of its rows are learned from and not measured: 0.5, "50%" or 128. Of a mapping none without
+                    it: what chooses on data, or trains, has to be given some
     controls        measure the controls beside it; `timing` latency and memory; `compiled` also under torch.compile
     after           called with each pass and the graph behind it
     progress        called with (stage, done, total); total 0 where it is not known
@@ -66,11 +72,12 @@ def compile(
     Raises SurgeryError for faults of spec, model or plan, UnprovenError where a proof or a `require` does not hold;
     its `report` then holds what was measured. The model given is left as it was.
     """
-    with in_eval_mode(model):
+    with in_eval_mode(model), learning_from(data, calibration):
         prepared = prepare(spec, model, example_inputs=example_inputs, device=device)
         return operate(
             prepared,
             data=data,
+            calibration=calibration,
             controls=controls,
             timing=timing,
             compiled=compiled,
@@ -112,6 +119,7 @@ def operate(
     prepared: Prepared,
     *,
     data: str | Mapping[str, Tensor] | None = None,
+    calibration: str | float | int | None = None,
     controls: bool = True,
     timing: bool = True,
     compiled: bool = True,
@@ -122,7 +130,7 @@ def operate(
     """The path from a Prepared on; see `compile`. A spec that only analyses changes nothing and measures size alone."""
     original, requires = prepared.model.module, prepared.program.requires
     refuse_unsound(prepared)
-    evidence = open_evidence(prepared, data, progress) if prepared.works else None
+    evidence = open_evidence(prepared, data, progress, calibration) if prepared.works else None
     timing = timing and evidence is not None
     counted = (EDGES,) if any(phase_of(work) is Phase.SPARSIFY for work in prepared.works) else ()
     known = (*measurable(evidence, timing=timing), *counted)

@@ -1,6 +1,9 @@
 """Which rows are taken, and which of them are kept apart to calibrate on."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from surgery.diagnostics import SurgeryError
 from surgery.operations.kinds import Share
@@ -22,3 +25,14 @@ def apart(calibration: Share | int | None, rows: int) -> int:
             help=f"write less than {rows}, or more `samples`",
         )
     return count
+
+
+def parted(
+    tensors: Mapping[str, Tensor], first: int, *, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The rows that measure and the `first` that calibrate, drawn with the seed, each part in the order given."""
+    count = len(next(iter(tensors.values())))
+    order = torch.tensor(drawn(count, count, seed))
+    parts = order[first:].sort().values, order[:first].sort().values
+    held_out, kept = ({name: value[part] for name, value in tensors.items()} for part in parts)
+    return held_out, kept

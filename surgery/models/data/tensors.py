@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from surgery.diagnostics import SurgeryError
 from surgery.models.checkpoint import fingerprint, read_tensors, require_finite
-from surgery.models.corpus.part import apart, drawn
+from surgery.models.corpus.part import apart, parted
 from surgery.models.data.value import Data
 from surgery.models.loaded import LoadedModel
 from surgery.operations.kinds import Share
@@ -37,14 +36,13 @@ def load(
         return _clean(path, described, tensors, model)
     _require_inputs(path, tensors, model)
     first = apart(calibration, count) if calibration is not None else 0
-    order = torch.tensor(drawn(count, count, seed))
-    held_out, kept = order[first:].sort().values, order[:first].sort().values
+    held_out, kept = parted(tensors, first, seed=seed)
     return Data(
         reference=f"tensors:{location}",
         description=described,
         sha256=fingerprint(path),
-        inputs={name: value[held_out] for name, value in tensors.items()},
-        calibration={name: value[kept] for name, value in tensors.items()} if first else None,
+        inputs=held_out,
+        calibration=kept if first else None,
     )
 
 
@@ -79,7 +77,8 @@ def _clean(path: Path, described: str, tensors: dict[str, Tensor], model: Loaded
 def _require_inputs(path: Path, tensors: dict[str, Tensor], model: LoadedModel) -> None:
     if not isinstance(model.example_inputs, dict) or not model.example_inputs:
         return
-    missing = sorted(set(model.example_inputs) - set(tensors))
+    named = {name for name, value in model.example_inputs.items() if isinstance(value, Tensor)}
+    missing = sorted(named - set(tensors))
     unexpected = sorted(set(tensors) - set(model.example_inputs))
     if missing or unexpected:
         raise SurgeryError(

@@ -1,5 +1,6 @@
 """The class a config.json names and what it is for, as transformers' own Auto mappings say it. No model by name."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ def class_of(config: Any, names: Any, folder: Path) -> tuple[type, str | None]:
         help=did_you_mean(str(names[0]), [made.__name__ for made, *_ in found])
         or "code beside a checkpoint is never run; from Python, pass the module to `surgery.compile`",
     )
+
+
+def task_of(module: Any) -> str | None:
+    """What a module is for, where it is of one of transformers' own classes that a mapping names."""
+    transformers = sys.modules.get("transformers")  # whoever made such a module has imported it
+    if transformers is None or not isinstance(module, transformers.PreTrainedModel):
+        return None
+    return next((task for made, task, _ in _classes(module.config) if made is type(module)), None)
 
 
 def _classes(config: Any) -> Iterator[tuple[type, str | None, str]]:
