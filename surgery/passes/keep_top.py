@@ -84,9 +84,8 @@ class KeepTop:
         groups = self.cheap.of_queries.shape[0] // value(key).shape[-3]
         if groups > 1:
             key = graph.call_function(aten.repeat_interleave.self_int, (key, groups, -3))
-        small = []
+        small, like = [], value(query)
         for node, matrix, name in ((query, self.cheap.of_queries, "queries"), (key, self.cheap.of_keys, "keys")):
-            like = value(node)
             stored = matrix.to(like.device, like.dtype)
             target = add_tensor(graph_module, f"{self.site.name}.cheap_{name}", stored, parameter=False)
             small.append(graph.call_function(aten.matmul.default, (node, graph.get_attr(target))))
