@@ -61,11 +61,12 @@ class Sparsify:
         doc="gates: how much the loss may rise: `1%` of the dense model's, or nats: `0.01`",
     )
     follow: str = setting(
+        "auto",
         "dense",
         "data",
-        default="dense",
+        default="auto",
         doc="gates: what training keeps: the dense model's outputs, whose divergence has no noise of what comes next, or the "
-        "loss of the data (the paper's)",
+        "loss of the data (the paper's); auto is dense, but data for a tolerance of 0, which no other model's outputs meet",
     )
     steps: int = setting(whole(at_least=1), default=2000, doc="gates: optimizer steps")
     lr: float = setting(number(at_least=0.0), default=3e-4, doc="gates: the learning rate behind the warm-up")

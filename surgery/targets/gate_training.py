@@ -117,7 +117,7 @@ def train_gates(
     """
     calibration = context.calibration
     learnable = has_loss(calibration.task, calibration.targets)
-    taught = operation.follow == "dense" or not learnable
+    taught = not learnable or followed(operation) == "dense"
     settings = _settings(operation, context, clause, place, taught)
     dense = _loss(graph_module, calibration, settings) if learnable else 0.0
     target = allowed_loss(operation.tolerance, dense)
@@ -142,6 +142,13 @@ def train_gates(
         what="training gates",
     )
     return GateTraining(trained, dense, target, taught)
+
+
+def followed(operation: Any) -> str:
+    """Only the dense model itself has its outputs: where nothing may change, it is the loss of the data that can stay."""
+    if operation.follow != "auto":
+        return operation.follow
+    return "dense" if operation.tolerance.value else "data"
 
 
 def allowed_loss(tolerance: Any, dense: float) -> float:

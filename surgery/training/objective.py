@@ -94,10 +94,11 @@ class Constrained:
 
         total = (penalty + λ·loss) / (1 + λ)
         c     = .9·c + .1·(loss − target)                       the moving average of the violation
-        λ     = clip(λ · exp(.02 · clip(10·c, −1, 1)), .01, 100)
+        λ     = clip(λ · exp(.02 · clip(10·c, −1, 1)), .1, 100)
 
     Division by 1 + λ keeps the gradient's scale bounded; a slow, clipped λ keeps the constraint from being forgotten
-    and then overcorrected. The best state has the smallest held-out penalty among those whose held-out loss is within
+    and then overcorrected. With much room under the target λ falls to its bound and stays: below .1 what is minimised
+    beside the loss destroys a model faster than λ can come back. The best state has the smallest held-out penalty among those whose held-out loss is within
     the target, so that a late collapse ships nothing; where none is, the lowest loss.
     """
 
@@ -109,7 +110,7 @@ class Constrained:
     MEMORY = 0.9
     RATE = 0.02
     GAIN = 10.0
-    LEAST, MOST = 1e-2, 1e2
+    LEAST, MOST = 1e-1, 1e2
 
     def total(self, loss: Tensor, penalty: Tensor | None) -> Tensor:
         if penalty is None:
