@@ -44,8 +44,9 @@ class Sparsify:
         "magnitude",
         "random",
         default="auto",
-        doc="what edges are ranked by: auto is what `via` says (learned gates; attention mass); magnitude (a threshold on "
-        "the dense model's own attention) and random are the controls",
+        doc="what edges are ranked by: auto is what `via` says (learned gates; attention mass); magnitude, without "
+        "training, is one threshold on the attention weights of all heads, and beside trained gates a control with as many "
+        "edges per head; random is the other",
     )
     normalize: str = setting(
         "auto",

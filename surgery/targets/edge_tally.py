@@ -119,6 +119,23 @@ def thresholds(graph_module: GraphModule, calibration: Calibration, shares: Mapp
     return {path: _quantiles(weights, shares[path]) for path, (weights, _) in found.items()}
 
 
+def threshold(graph_module: GraphModule, calibration: Calibration, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same for all: one attention weight that as many edges of all heads together are above. A head that attends to
+    few keys keeps few, and one that spreads its attention thinly keeps none."""
+    found = {path: weights for path, (weights, _) in _of_some(graph_module, calibration).items()}
+    keep = sum(round(float((shares[path] * (weights >= 0).sum(1)).sum())) for path, weights in found.items())
+    least, most = 0, int(torch.ones(()).view(torch.int32))
+    while least < most:  # the bits of floats of one sign are in the floats' order
+        middle = (least + most) // 2
+        above = sum(int((weights > _float(middle)).sum()) for weights in found.values())
+        least, most = (middle + 1, most) if above > keep else (least, middle)
+    return {path: torch.full((len(weights),), _float(most)) for path, weights in found.items()}
+
+
+def _float(bits: int) -> float:
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
 def biases(graph_module: GraphModule, calibration: Calibration, mass: float) -> dict[str, Tensor]:
     """Per path and head [H] the bias with which edges that hold this share of its attention have logit + bias >= 0."""
     found = _of_some(graph_module, calibration)

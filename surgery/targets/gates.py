@@ -26,7 +26,7 @@ from surgery.plan.action import Action, TensorChange
 from surgery.targets.clause import OfClause, refuse_options
 from surgery.targets.context import Context
 from surgery.targets.dead_heads import CLOSED, Removal, removal
-from surgery.targets.edge_tally import Tally, biases, induction, tally, thresholds
+from surgery.targets.edge_tally import Tally, biases, induction, tally, threshold, thresholds
 from surgery.targets.gate_lowering import lowering
 from surgery.targets.gate_training import GateTraining, aimed, normalize_of, requested_of, train_gates
 from surgery.targets.learned import Learned
@@ -219,16 +219,15 @@ class Gates(OfClause):
         return run_passes(graph_module, [*self._trained_weights(choice), gating])
 
     def _control(self, graph_module: GraphModule, context: Context) -> Learned:
-        """Shares per head are the trained gates' where those are known, else the clause's for all."""
-        forms = self._forms(graph_module)
-        shares = context.known.get(self._key) or {
-            path: torch.full((found[0].count,), aimed(self.options)) for path, found in forms.items()
-        }
+        """Shares per head are the trained gates' where those are known, else the clause's, and magnitude parts it among
+        all heads."""
+        forms, known = self._forms(graph_module), context.known.get(self._key)
+        shares = known or {path: torch.full((found[0].count,), aimed(self.options)) for path, found in forms.items()}
         names = {gate.path: gate.tensor for gate in self._gates(graph_module, {})}
         numbers = {path: shares[path].float() for path in names}
         if self._by == "magnitude":
             plain = self._written_out(graph_module, {names[path]: torch.zeros_like(n) for path, n in numbers.items()})
-            numbers = thresholds(plain, context.calibration, shares)
+            numbers = (thresholds if known else threshold)(plain, context.calibration, shares)
         tensors = {names[path]: values for path, values in numbers.items()}
         counted = tally(self._written_out(graph_module, tensors), context.calibration)
         told = {"requested": requested_of(self.options), "achieved": _off(counted), "lowered": dict.fromkeys(names, "")}

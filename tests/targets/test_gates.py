@@ -217,6 +217,16 @@ def test_the_controls_can_be_asked_for_themselves(by):
     assert finding(result, "edges")["achieved"] == pytest.approx(0.5, abs=0.05)
 
 
+def test_magnitude_is_one_threshold_for_all_heads():
+    """As many edges in all as are asked for, but for what the second layer sees of the first one's; of each head its own."""
+    result = surgery.compile(reader(), "sparsify attention 70% by magnitude", **GIVEN)
+    numbers = torch.cat([value for name, value in result.module.state_dict().items() if name.endswith("gate_threshold")])
+    assert len(numbers) == 8 and len(numbers.unique()) == 1
+    edges = finding(result, "edges")
+    kept = [share for site in edges["sites"] for share in site["kept"]]
+    assert 1 - sum(kept) / 8 == pytest.approx(0.7, abs=5e-3) and max(kept) - min(kept) > 0.02
+
+
 def test_dead_heads_are_removed_with_all_that_makes_them():
     """One head of the first layer alone; in the second its partner, which shares its keys and values, lives."""
     prepared = prepare("sparsify attention via gates dead=remove", reader(), example_inputs=GIVEN["example_inputs"])
