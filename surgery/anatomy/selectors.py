@@ -99,8 +99,8 @@ def _layers(part: Any, anatomy: Anatomy, selector: Any) -> set[int]:
             f"there is no layer {absent[0]}",
             code="S304",
             span=selector.span,
-            notes=[f"layers 0..{depth - 1} are there"],
-            help=f"name layers from 0 to {depth - 1}, or from the end with -1",
+            notes=[f"layers 0..{depth - 1} are there" if depth else "no layers that follow each other are found"],
+            help=f"name layers from 0 to {depth - 1}, or from the end with -1" if depth else 'say `in module "…"` instead',
         )
     return named
 

@@ -5,6 +5,7 @@ stream (joined by additions and norms alone, of one shape and dtype) and where n
 What else a block holds and others read, such as a position bias that all layers share, is not the layer's and stays.
 """
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,8 @@ def alive(graph: Graph, removed: Iterable[Layer] = ()) -> set[Node]:
     todo = [node for node in graph.nodes if node.op == "output"]
     while todo:
         _need(todo, gone, needed)
-        todo = [node for node in writes if node not in needed and _written(node) in needed]
+        stored = {_stored(node) for node in needed}
+        todo = [node for node in writes if node not in needed and _stored(node) in stored]
     return needed
 
 
@@ -124,8 +126,19 @@ def _writes(node: Node) -> bool:
     return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
 
 
-def _written(node: Node) -> Node | None:
-    return next(iter(node.all_input_nodes), None)
+def _stored(node: Node) -> Node:
+    """The node that made the memory this one is a view of, or writes into."""
+    while node.op == "call_function" and node.all_input_nodes and _aliases(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _aliases(node: Node) -> bool:
+    """Whether what a call returns is, or may be, memory of its first tensor; a part of a list is the list's."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.target is operator.getitem
+    return _writes(node) or any(made.alias_info is not None for made in schema.returns)
 
 
 def _lost(node: Node, gone: dict[Node, Layer]) -> bool:

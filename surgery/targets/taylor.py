@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from surgery.anatomy.graphs import aten, attribute, is_op
+from surgery.anatomy.graphs import aten, attribute, is_op, where
+from surgery.diagnostics import RefusalError
 from surgery.targets.calibration import Calibration
 
 
@@ -58,5 +59,12 @@ def _read(
             outputs = map_arg(node.args, values.__getitem__)
     named = {str(node.target): value for node, value in given.items()}
     loss = calibration.loss(outputs, named, targets)
-    slopes = torch.autograd.grad(loss, [probe for _, probe in probes.values()])
+    slopes = torch.autograd.grad(loss, [probe for _, probe in probes.values()], allow_unused=True)
+    for node, slope in zip(probes, slopes, strict=True):
+        if slope is None:
+            raise RefusalError(
+                f"`by taylor` cannot rank what `{where(node)}` reads: the loss does not depend on it",
+                code="S323",
+                help="rank by effect, or leave this part out with `except`; of several outputs the first is the loss's",
+            )
     return {node: (probes[node][0], slope) for node, slope in zip(probes, slopes, strict=True)}

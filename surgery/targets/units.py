@@ -161,11 +161,13 @@ class Units(OfClause):
         asked = [f"by {self.options.by}"] if self.options.by in NEED_DATA else []
         asked += ["compensate=least-squares"] if self.options.compensate == "least-squares" else []
         if why and asked:
+            unfed = why == NO_DATA
+            data = 'name data to calibrate on, as in `data text:"corpus.txt"`; `by effect` needs none'
             raise RefusalError(
-                f"`{asked[0]}` needs calibration data for `{self.site.name}`: {why}",
+                f"`{asked[0]}` {'needs calibration data' if unfed else 'does not work'} for `{self.site.name}`: {why}",
                 code="S323",
                 span=self.options.clause.span if self.options.clause else None,
-                help='name data to calibrate on, as in `data text:"corpus.txt"`; `by effect` needs none',
+                help=data if unfed else "write `by effect` without `compensate`, or leave this part out with `except`",
             )
         by = "random" if self._random else "effect" if self.options.by == "auto" else self.options.by
         if self._random:
