@@ -1,10 +1,14 @@
 """Named places of a captured graph."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import GraphModule, Node
+
+BLOCK = re.compile(r"\.\d+(?=\.|$)")
+"""The first number in a dotted path is the block's."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,13 @@ class Site:
     def describe(self) -> str:
         """What a person sees in `surgery sites`, without kind and path."""
         return ""
+
+    @property
+    def left_out(self) -> str:
+        """What a person writes to leave this site and those like it in other blocks out: `attention except module "…"`."""
+        if not self.path:
+            return f"{self.kind} except layer {self.layer or 0}"
+        return f'{self.kind} except module "{BLOCK.sub(".*", self.path, count=1)}"'
 
     def document(self) -> dict[str, Any]:
         """The site as JSON-able data: the public fields."""

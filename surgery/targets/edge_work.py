@@ -121,7 +121,7 @@ def forms_in(
                     code="S331",
                     span=operation.clause.span if operation.clause else None,
                     notes=[f"at node `{node_of(form).name}`"],
-                    help="leave it out with `except`, as in `attention except layer 3`",
+                    help=f"leave it out: `{site.left_out}`",
                 )
             found[node_of(form).name] = site, form
     return found

@@ -55,7 +55,7 @@ def plan(operation: Any, anatomy: Anatomy, sites: tuple[Site, ...]) -> list["Gat
                     code="S325",
                     span=span,
                     notes=[f"at node `{form.node.name}`"],
-                    help="leave that site out with `except`, or write it with scaled_dot_product_attention",
+                    help=f"leave it out: `{site.left_out}`, or write it with scaled_dot_product_attention",
                 )
         for linear in site.linears:
             _refuse_whole_numbers(anatomy, site, linear, span)

@@ -1,5 +1,7 @@
 """`sparsify attention` on architectures with habits of their own: proven, saved, loaded to the same bits, at other sizes."""
 
+import re
+
 import pytest
 import torch
 from torch.utils import _pytree as pytree
@@ -51,3 +53,16 @@ def test_it_is_proven_and_loads_again(name, via, tmp_path):
     if head == "ForCausalLM" and "topk" not in via and kind != "DeepseekV3":  # experts gather tokens: no cache
         written = [loaded.generate(example["input_ids"][:, :6], max_new_tokens=8, use_cache=use) for use in (True, False)]
         assert torch.equal(*written)
+
+
+def test_what_the_refusal_of_cross_attention_says_to_write_is_all_it_takes():
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 60}
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, use_cache=False)).eval()
+    rows = {"input_ids": torch.randint(3, 60, (16, 24)), "decoder_input_ids": torch.randint(3, 60, (16, 12))}
+    given = {"example_inputs": {name: value[:2] for name, value in rows.items()}, "timing": False, "controls": False}
+    with pytest.raises(surgery.SurgeryError, match="S331.*EncDecAttention") as caught:
+        surgery.compile(model, "sparsify attention 40% via topk", **given)
+    (written,) = re.findall("leave it out: `(.*)`", caught.value.diagnostics[0].help)
+    result = surgery.compile(model, f"sparsify 40% {written} via topk", **given)
+    assert len(result.report["actions"][0]["sites"]) == 4
