@@ -60,17 +60,21 @@ QUICK = "_quick"
 def quicken(graph_module: GraphModule) -> GraphModule:
     """Let a graph run faster in eager mode, in place; returns it. Its `graph` and tensors are what they were.
 
-    Results are bit-identical. Under torch.compile or torch.export the graph runs as it was. `recompile()` undoes this;
-    quicken again after editing the graph.
+    Results are bit-identical. Under torch.compile or torch.export the graph runs as it was. An option that capture made
+    a constant, such as use_cache=False, need not be given. `recompile()` undoes this; quicken again after editing the
+    graph.
     """
     slots: list[tuple[dict, str]] = []
     quick = GraphModule(_Root(slots), _quick_graph(graph_module, slots), class_name="Quick")
     graph_module.__dict__[QUICK] = quick
     kind = type(graph_module)
-    plain = kind.forward
+    plain, options = kind.forward, _options(graph_module)
 
     @functools.wraps(plain)
     def forward(self: GraphModule, *args: Any, **kwargs: Any) -> Any:
+        for place, name, held in options:
+            if place >= len(args):
+                kwargs.setdefault(name, held)
         made = self.__dict__.get(QUICK)
         if made is None or torch.compiler.is_compiling():
             return plain(self, *args, **kwargs)
@@ -78,6 +82,17 @@ def quicken(graph_module: GraphModule) -> GraphModule:
 
     kind.forward = forward
     return graph_module
+
+
+def _options(graph_module: GraphModule) -> list[tuple[int, str, Any]]:
+    """Place, name and value of arguments that capture made constants: nothing reads them. A loaded graph has forgotten
+    their values."""
+    info = getattr(graph_module.graph._codegen, "pytree_info", None)
+    names = [name for name in info.orig_args if name != "self"] if info else []
+    inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder" and not node.users]
+    held = {str(node.target): node.meta.get("val") for node in inputs if "value" not in node.meta}
+    plain = (bool, int, float, str, type(None))
+    return [(place, name, held[name]) for place, name in enumerate(names) if isinstance(held.get(name, ...), plain)]
 
 
 class _Root(torch.nn.Module):

@@ -99,3 +99,27 @@ def test_a_copy_and_an_edit_stay_right(graph_module):
     quick.recompile()
     edited = quick(*inputs())
     assert same(quicken(quick)(*inputs()), edited)
+
+
+class Flagged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x, flag=True, y=None, scale=1.0):
+        return self.down(nn.functional.gelu(self.up(x))) * scale + (0 if y is None else y)
+
+
+def test_options_that_were_made_constants_need_not_be_given(tmp_path):
+    import surgery
+
+    x, y = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
+    example = {"x": x[:2], "flag": False, "y": y[:2], "scale": 2.0}
+    result = surgery.compile(Flagged().eval(), "prune 50% of mlp channels", example_inputs=example, timing=False)
+    loaded = surgery.load(result.save(tmp_path / "out"))
+    for module in (result.module, loaded, torch.compile(loaded, dynamic=False)):
+        wanted = result.module(x, False, y, 2.0)
+        for given in (module(x=x, y=y), module(x, y=y), module(x, True, y), module(x=x, flag=False, y=y, scale=2.0)):
+            torch.testing.assert_close(given, wanted)
+        with pytest.raises(TypeError, match="'y'"):
+            module(x=x)
