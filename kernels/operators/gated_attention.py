@@ -47,12 +47,12 @@ def gated_attention(
     gates="soft"     g = sigmoid((z + n) / temperature) both ways; without a seed, n = 0
     expected = Σ sigmoid(z) is what a training loss makes small; kept = Σ [z > 0] is what a report counts.
 
-    q [B, Hq, Sq, D], k [B, Hkv, Sk, D] and v [B, Hkv, Sk, Dv], mostly of one width, any strides, one dtype of fp32, bf16,
-    fp16, fp64; query head h reads key head h // (Hq / Hkv). bias [Hq] or [B · Hq], any floating dtype. causal: keys j <= i + Sk - Sq. key_mask bool [B, Sk],
-    True where a key is seen; hidden keys and values still have to be finite. seed: an int, or an int64 tensor of one
-    element, which a compiled graph takes without compiling anew. A query that sees no key gets 0, and so do its
-    gradients. No memory of the size Sq × Sk is taken. count=False, with hard gates, leaves out expected and kept and
-    the exponential they cost.
+    q [B, Hq, Sq, D], k [B, Hkv, Sk, D] and v [B, Hkv, Sk, Dv], mostly of one width, any strides, one dtype of fp32,
+    bf16, fp16, fp64; query head h reads key head h // (Hq / Hkv). bias [Hq] or [B · Hq], any floating dtype. causal:
+    keys j <= i + Sk - Sq. key_mask bool [B, Sk], True where a key is seen; hidden keys and values still have to be
+    finite. seed: an int, or an int64 tensor of one element, which a compiled graph takes without compiling anew. A query
+    that sees no key gets 0, and so do its gradients. No memory of the size Sq × Sk is taken. count=False, with hard
+    gates, leaves out expected and kept and the exponential they cost.
 
     Raises ValueError for arguments that do not fit. All of q · kᵀ is needed, so hard gates can be at most about twice
     as fast as dense attention. The reference is `kernels/reference/gated_attention.py`; source: arXiv 2512.05865.
@@ -183,7 +183,8 @@ def _backward(on_cpu: bool):
     def widened(grad_out, grad_lse, grad_expected, q, k, v, bias, seed, key_mask, out, *rest: Any):
         given = (grad_lse, grad_expected)
         if not differ(k, v):
-            return run("gated_attention_backward", backends, grad_out, *given, q, k, v, bias, seed, key_mask, out, *rest)
+            args = (grad_out, *given, q, k, v, bias, seed, key_mask, out, *rest)
+            return run("gated_attention_backward", backends, *args)
         grad_out, wide_q, wide_k, wide_v, out = one_width(grad_out, q, k, v, out)
         args = (grad_out, *given, wide_q, wide_k, wide_v, bias, seed, key_mask, out, *rest)
         *grads, grad_bias = run("gated_attention_backward", backends, *args)
@@ -196,7 +197,8 @@ def _fake(q, k, v, bias, seed, key_mask, scale, causal, gates, temperature, coun
     sums = torch.promote_types(q.dtype, torch.float32)
     lines = q.shape[:2] if count else (0,)
     lse = q.new_empty(q.shape[:3], dtype=sums)
-    return q.new_empty((*q.shape[:3], v.shape[3])), lse, q.new_empty(lines, dtype=sums), q.new_empty(lines, dtype=torch.int64)
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    return out, lse, q.new_empty(lines, dtype=sums), q.new_empty(lines, dtype=torch.int64)
 
 
 def _fake_backward(grad_out, grad_lse, grad_expected, q, k, v, bias, *rest: Any):

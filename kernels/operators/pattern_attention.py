@@ -31,10 +31,11 @@ def pattern_attention(
 ) -> Tensor:
     """out_i = Σ_{j kept for i} exp(s_ij - lse_i) v_j, with s_ij = scale · q_i · k_j.
 
-    q [B, Hq, Sq, D], k [B, Hkv, Sk, D] and v [B, Hkv, Sk, Dv], mostly of one width, any strides; query head h reads key head h // (Hq / Hkv). The queries are
-    the last Sq of the Sk positions, so that a step of decoding with a cache computes what the whole pass would. `rules`
-    hold a pattern for each query head. mask: [B, 1, Sq, Sk], bool or added, causality included; one that says which keys
-    are padding, and nothing else beside it, costs little, any other is applied pair by pair. scale None is D ** -0.5.
+    q [B, Hq, Sq, D], k [B, Hkv, Sk, D] and v [B, Hkv, Sk, Dv], mostly of one width, any strides; query head h reads key
+    head h // (Hq / Hkv). The queries are the last Sq of the Sk positions, so that a step of decoding with a cache
+    computes what the whole pass would. `rules` hold a pattern for each query head. mask: [B, 1, Sq, Sk], bool or added,
+    causality included; one that says which keys are padding, and nothing else beside it, costs little, any other is
+    applied pair by pair. scale None is D ** -0.5.
 
     normalize="kept"  lse_i is over the keys kept and seen      normalize="all"  over all seen: weights sum to less than 1
     kind              "block": tiles, normalize="kept" alone; "edge": pair by pair. The numbers are the same.

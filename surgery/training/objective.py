@@ -98,8 +98,9 @@ class Constrained:
 
     Division by 1 + λ keeps the gradient's scale bounded; a slow, clipped λ keeps the constraint from being forgotten
     and then overcorrected. With much room under the target λ falls to its bound and stays: below .1 what is minimised
-    beside the loss destroys a model faster than λ can come back. The best state has the smallest held-out penalty among those whose held-out loss is within
-    the target, so that a late collapse ships nothing; where none is, the lowest loss.
+    beside the loss destroys a model faster than λ can come back. The best state has the smallest held-out penalty among
+    those whose held-out loss is within the target, so that a late collapse ships nothing; where none is, the lowest
+    loss.
     """
 
     target: float
