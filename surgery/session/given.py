@@ -11,6 +11,7 @@ from torch import Tensor
 from surgery.diagnostics import SurgeryError
 from surgery.models import LoadedModel
 from surgery.models.checkpoint import require_finite
+from surgery.models.corpus.mask import UNSCORED
 from surgery.models.corpus.part import apart, parted
 from surgery.models.data import Data
 from surgery.models.digest import digest
@@ -19,7 +20,6 @@ from surgery.operations.kinds import Share
 
 TARGETS = "targets"
 """The name of the right classes beside a model's inputs."""
-UNSCORED = -100
 CURE = "all rows given are measured on; pass calibration=0.5 beside them, and half of them are learned from"
 
 
