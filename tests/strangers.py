@@ -543,10 +543,15 @@ class Rewriting:
     masked: GraphModule
 
 
+MODELS: list[nn.Module] = []
+"""Kept, as the lines of code that messages name are looked up in the model."""
+
+
 @cache
 def anatomy_of(name: str, dtype: torch.dtype = torch.float32) -> Anatomy:
     """The anatomy of a stranger by its class's name."""
     model = make(globals()[name], dtype=dtype)
+    MODELS.append(model)
     return inspect(model, inputs_of(model))
 
 

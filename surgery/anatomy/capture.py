@@ -1,5 +1,6 @@
 """A model becomes a graph: torch.export, non-strict, eval mode, batch and sequence dynamic."""
 
+import gc
 import inspect
 import linecache
 import logging
@@ -20,6 +21,7 @@ from surgery.anatomy.adopt import adopt, is_saved
 from surgery.anatomy.canonical import canonicalize
 from surgery.anatomy.graphs import aten, attribute, placeholders, shape, value
 from surgery.anatomy.lines import LINES, Lines, without_lines
+from surgery.anatomy.repeats import traced_once
 from surgery.diagnostics import CaptureError
 
 Inputs = tuple | Mapping[str, Any]
@@ -44,7 +46,7 @@ def capture(model: torch.nn.Module, example_inputs: Inputs) -> GraphModule:
     _refuse_misfit(model, args, kwargs)
     if any(tensor.is_meta for tensor in model.parameters()):
         args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
-    with without_lines():
+    with without_lines(), _without_collecting():
         graph_module = _traced(model, args, kwargs)
     _note_lengths(graph_module)
     graph_module.recompile()
@@ -161,9 +163,13 @@ def _export_with(model, args: tuple, kwargs: dict, batch: int, kind: Any) -> Gra
         return named | ({1: Dim.AUTO} if leaf.dim() in (2, 3) and leaf.shape[1] > 1 else {})
 
     positional, keyword = pytree.tree_map(dims, args), pytree.tree_map(dims, kwargs)
-    with torch.no_grad(), _quiet():
+
+    def export() -> GraphModule:
         program = torch.export.export(model, args, kwargs, dynamic_shapes=keyword or positional, strict=False)
         return program.module(check_guards=False)
+
+    with torch.no_grad(), _quiet():
+        return traced_once(model, export, pytree.tree_leaves((args, kwargs))) or export()
 
 
 @contextmanager
@@ -177,6 +183,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(muted)
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Tracing makes a great many small objects, nearly all of which stay: looking through them for garbage, and through
+    all else that the process holds, can take as long as tracing them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _has_symbolic_batch(graph_module: GraphModule) -> bool:
@@ -211,6 +231,10 @@ CURES = (
     (
         "not a known type",
         "return tensors, tuples and dicts alone; from transformers, with use_cache=False in the inputs",
+    ),
+    (
+        "must be the arg names",
+        "leave out what forward takes by **kwargs alone; from transformers, set it in the model's config",
     ),
     ("must be Tensor", "example inputs are tensors, and whatever else forward takes for its options"),
     ("reduction dim", "check the shapes in example_inputs: does model(**example_inputs) run?"),

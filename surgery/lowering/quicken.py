@@ -61,12 +61,10 @@ def quicken(graph_module: GraphModule) -> GraphModule:
     """Let a graph run faster in eager mode, in place; returns it. Its `graph` and tensors are what they were.
 
     Results are bit-identical. Under torch.compile or torch.export the graph runs as it was. An option that capture made
-    a constant, such as use_cache=False, need not be given. `recompile()` undoes this; quicken again after editing the
-    graph.
+    a constant, such as use_cache=False, need not be given. What runs is made at the first call. `recompile()` undoes
+    this; quicken again after editing the graph.
     """
-    slots: list[tuple[dict, str]] = []
-    quick = GraphModule(_Root(slots), _quick_graph(graph_module, slots), class_name="Quick")
-    graph_module.__dict__[QUICK] = quick
+    graph_module.__dict__.pop(QUICK, None)
     kind = type(graph_module)
     plain, options = kind.forward, _options(graph_module)
 
@@ -75,13 +73,20 @@ def quicken(graph_module: GraphModule) -> GraphModule:
         for place, name, held in options:
             if place >= len(args):
                 kwargs.setdefault(name, held)
-        made = self.__dict__.get(QUICK)
-        if made is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return plain(self, *args, **kwargs)
+        made = self.__dict__.get(QUICK)
+        if made is None:
+            made = self.__dict__[QUICK] = _quick(self)
         return type(made).forward(made, *args, **kwargs)
 
     kind.forward = forward
     return graph_module
+
+
+def _quick(graph_module: GraphModule) -> GraphModule:
+    slots: list[tuple[dict, str]] = []
+    return GraphModule(_Root(slots), _quick_graph(graph_module, slots), class_name="Quick")
 
 
 def _options(graph_module: GraphModule) -> list[tuple[int, str, Any]]:

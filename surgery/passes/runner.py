@@ -38,7 +38,7 @@ def run_passes(graph_module: GraphModule, passes: Iterable[Pass], *, after: Obse
 
     A pass that fails keeps its exception's type, with the clause and its place added as a note.
     """
-    rewritten = copy_graph_module(graph_module)
+    rewritten = copy_graph_module(graph_module, runs=False)
     states = _snapshot(rewritten)
     for step in passes:
         try:

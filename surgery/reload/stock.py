@@ -14,7 +14,7 @@ from surgery.anatomy.capture import Inputs, call
 from surgery.bundle.tensors import collect
 from surgery.models.tokenizer_cut import renumbered as renumbered_tokens
 from surgery.reload.names import Gap, gaps, renumbered
-from surgery.reload.search import Fault, Fields, Search, Wanted, apply
+from surgery.reload.search import Fields, Search, Wanted, apply
 from surgery.verify.outputs import tensors_of
 
 LIBRARY = "transformers"

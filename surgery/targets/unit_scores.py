@@ -24,11 +24,13 @@ def weight_scores(graph_module: GraphModule, coupling: Coupling, by: str) -> Ten
 
 
 def squares(tensor: Tensor, axis: int) -> Tensor:
-    """[n] float64 on the CPU: the sum of squares at every index of an axis. Read in parts that stay in the cache."""
+    """[n] float64 on the CPU: the sum of squares at every index of an axis. Read in parts that stay in the cache, and
+    squared in float32, or in float64 what is."""
     rows = PART // max(1, tensor[:1].numel()) if tensor.device.type == "cpu" else len(tensor)
-    parts = (part.double().square() for part in tensor.split(max(1, rows)))
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    parts = (part.to(wide).square() for part in tensor.split(max(1, rows)))
     others = [other for other in range(tensor.dim()) if other != axis]
-    sums = [part.sum(others) if others else part for part in parts]
+    sums = [(part.sum(others) if others else part).double() for part in parts]
     return (torch.cat(sums) if axis == 0 else torch.stack(sums).sum(0)).cpu()
 
 

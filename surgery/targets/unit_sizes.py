@@ -41,14 +41,17 @@ def changes(graph_module: GraphModule, coupling: Coupling, removed: Tensor) -> I
 def flops(graph_module: GraphModule, shrunk: dict[str, int]) -> int:
     """Saved per sample at the length of the example inputs, in layers whose weights lose this many entries by name;
     what attention itself saves comes on top."""
-    layers = (node for node in graph_module.graph.nodes if is_layer(node) or is_op(node, *PRODUCTS))
-    owned = ((node, weight_of(node)) for node in layers)
-    return sum(2 * shrunk.get(weight.target, 0) * _rows(node) for node, weight in owned if weight is not None)
+    weights = [node for node in graph_module.graph.find_nodes(op="get_attr") if node.target in shrunk]
+    layers = [(user, weight) for weight in weights for user in weight.users if is_layer(user) or is_op(user, *PRODUCTS)]
+    owned = [(layer, weight) for layer, weight in layers if weight_of(layer) is weight]
+    if not owned:
+        return 0
+    batch = next(sizes[0] for sizes in map(shape, placeholders(graph_module)) if sizes)
+    return sum(2 * shrunk[weight.target] * _rows(layer, batch) for layer, weight in owned)
 
 
-def _rows(layer: Node) -> int:
+def _rows(layer: Node, batch: int | torch.SymInt) -> int:
     """How often a layer is applied for one sample of the example inputs."""
-    batch = next(sizes[0] for sizes in map(shape, placeholders(layer.graph.owning_module)) if sizes)
     return prod(map(_example, shape(layer)[:-1])) // _example(batch)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from surgery.anatomy.dimension import Obstacle
-from surgery.anatomy.graphs import aten, is_op, shape, stored, value, written
+from surgery.anatomy.graphs import aten, is_op, stored, value, written
 from surgery.anatomy.units.trace import Coupling, trace_units
 from surgery.anatomy.units.walk import Gather, computes, maker_of, readers_of
 
