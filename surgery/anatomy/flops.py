@@ -20,8 +20,8 @@ def flops_per_sample(graph_module: GraphModule, nodes: Iterable[Node]) -> int:
 
 
 def example(size: int | torch.SymInt) -> int:
-    """A size as it was in the example inputs."""
-    return size if isinstance(size, int) else size.node.hint
+    """A size as it was in the example inputs; 0 for one that depends on data, such as the tokens of an expert."""
+    return size if isinstance(size, int) else int(size.node.hint or 0)
 
 
 def _flops(node: Node) -> int:

@@ -1,11 +1,13 @@
 """Reading a captured graph: shapes, owners, weights, ancestors. Nothing here edits."""
 
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
@@ -26,9 +28,19 @@ ACTIVATIONS = {
     aten.selu.default,
     aten.celu.default,
     aten.hardtanh.default,
+    aten.hardsigmoid.default,
+    aten.log_sigmoid.default,
+    aten.threshold.default,
+    aten.prelu.default,
     aten.erf.default,
 }
 """Nonlinearities; a hand-written one (x · sigmoid(x), x · (1 + erf(x))) is found through what is bent in it."""
+UNTAGGED = {aten.hardswish, aten.log_sigmoid, aten.masked_fill, aten.masked_fill_, aten.prelu}
+"""Operators that work element by element and that torch does not say so of."""
+LENT = {aten.dropout, aten.alpha_dropout, aten.feature_dropout, aten.type_as, aten.broadcast_tensors}
+"""Operators that may return what they are given, which their schemas do not tell."""
+STRAIGHT = {aten.add, aten.sub, aten.rsub, aten.neg, aten.mul, aten.div}
+"""Those that bend nothing."""
 
 
 PARTS = (aten.split, aten.split_with_sizes, aten.chunk, aten.slice, aten.narrow)
@@ -39,6 +51,39 @@ def is_op(node: Any, *operators: Any) -> bool:
     if not isinstance(node, Node) or node.op != "call_function":
         return False
     return node.target in operators or getattr(node.target, "overloadpacket", None) in operators
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether a call works element by element, operands of one size aside."""
+    return is_pointwise_operator(node.target)
+
+
+def is_pointwise_operator(target: Any) -> bool:
+    """Whether an operator works element by element."""
+    return getattr(target, "overloadpacket", None) in UNTAGGED or torch.Tag.pointwise in getattr(target, "tags", ())
+
+
+def bends(node: Node) -> bool:
+    """Whether a call is a nonlinear function of a floating tensor, element by element."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return False
+    if node.target in ACTIVATIONS:
+        return True
+    straight = node.target.overloadpacket in STRAIGHT or not is_pointwise(node)
+    return not straight and any(value(each).is_floating_point() for each in tensor_inputs(node))
+
+
+def writes(node: Node) -> bool:
+    """Whether a call writes into what it is given."""
+    return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+
+
+def aliases(node: Node) -> bool:
+    """Whether what a call returns is, or may be, memory of its first tensor; a part of a list is the list's."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.target is operator.getitem
+    return writes(node) or is_op(node, *LENT) or any(made.alias_info is not None for made in schema.returns)
 
 
 def value(node: Node) -> Any:

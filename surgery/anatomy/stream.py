@@ -5,7 +5,6 @@ stream (joined by additions and norms alone, of one shape and dtype) and where n
 What else a block holds and others read, such as a position bias that all layers share, is not the layer's and stays.
 """
 
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from surgery.anatomy.dimension import ELEMENTWISE, Obstacle, describe, is_size_read
-from surgery.anatomy.graphs import aten, is_op, tensor_inputs, value, where, width, written
+from surgery.anatomy.graphs import aliases, aten, is_op, tensor_inputs, value, where, width, writes, written
 from surgery.anatomy.site import Site
 from surgery.anatomy.sites.block import called
 
@@ -89,13 +88,13 @@ def skips(layers: Sequence[Layer]) -> dict[Layer, Obstacle]:
 def alive(graph: Graph, removed: Iterable[Layer] = ()) -> set[Node]:
     """The nodes that the outputs need once the layers are gone; calls that write into what is needed count with it."""
     gone = {layer.exit: layer for layer in removed}
-    writes = [node for node in graph.nodes if _writes(node) and not _lost(node, gone)]
+    writers = [node for node in graph.nodes if writes(node) and not _lost(node, gone)]
     needed: set[Node] = set()
     todo = [node for node in graph.nodes if node.op == "output"]
     while todo:
         _need(todo, gone, needed)
         stored = {_stored(node) for node in needed}
-        todo = [node for node in writes if node not in needed and _stored(node) in stored]
+        todo = [node for node in writers if node not in needed and _stored(node) in stored]
     return needed
 
 
@@ -122,23 +121,11 @@ def _redirected(source: Node, user: Node, gone: dict[Node, Layer]) -> Node:
     return source
 
 
-def _writes(node: Node) -> bool:
-    return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-
-
 def _stored(node: Node) -> Node:
     """The node that made the memory this one is a view of, or writes into."""
-    while node.op == "call_function" and node.all_input_nodes and _aliases(node):
+    while node.op == "call_function" and node.all_input_nodes and aliases(node):
         node = node.all_input_nodes[0]
     return node
-
-
-def _aliases(node: Node) -> bool:
-    """Whether what a call returns is, or may be, memory of its first tensor; a part of a list is the list's."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return node.target is operator.getitem
-    return _writes(node) or any(made.alias_info is not None for made in schema.returns)
 
 
 def _lost(node: Node, gone: dict[Node, Layer]) -> bool:

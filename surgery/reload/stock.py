@@ -135,7 +135,20 @@ def _config(original: nn.Module) -> dict[str, Any]:
 
 
 def _built(original: nn.Module, fields: Mapping[str, Any]) -> nn.Module:
-    return type(original)(type(original.config).from_dict(dict(fields)))
+    return type(original)(_read(original, fields))
+
+
+def _read(original: nn.Module, document: Mapping[str, Any]) -> Any:
+    """The configuration that a config.json stands for."""
+    return type(original.config).from_dict(_numbers(dict(document)))
+
+
+def _numbers(value: Any) -> Any:
+    """What JSON has no numbers for, infinities, is written as an object by the library."""
+    if isinstance(value, dict):
+        special = value.get("__float__") if len(value) == 1 else None
+        return {key: _numbers(each) for key, each in value.items()} if special is None else float(special)
+    return [_numbers(each) for each in value] if isinstance(value, list) else value
 
 
 def _tied(state: Mapping[str, Tensor], missing: Iterable[Gap]) -> Iterable[list[str]]:
@@ -193,7 +206,7 @@ def loaded(
     """The library's own loading, from tensors at hand instead of files; nothing is copied. None where it refuses, and
     if `strict` where it makes up or leaves out a tensor."""
     made = type(original)
-    read = type(original.config).from_dict(config)
+    read = _read(original, config)
     read._attn_implementation = original.config._attn_implementation
     dtype = next(original.parameters()).dtype
     state = {name: tensor.detach() for name, tensor in tensors.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from surgery.anatomy.flops import example
 from surgery.anatomy.graphs import attribute, is_layer, is_op, placeholders, shape, weight_of
 from surgery.anatomy.site import Site
 from surgery.anatomy.units import Coupling
@@ -52,9 +53,5 @@ def flops(graph_module: GraphModule, shrunk: dict[str, int]) -> int:
 
 def _rows(layer: Node, batch: int | torch.SymInt) -> int:
     """How often a layer is applied for one sample of the example inputs."""
-    return prod(map(_example, shape(layer)[:-1])) // _example(batch)
+    return prod(map(example, shape(layer)[:-1])) // example(batch)
 
-
-def _example(size: int | torch.SymInt) -> int:
-    """A size as it was in the example inputs."""
-    return size if isinstance(size, int) else size.node.hint

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import surgery
+from surgery.anatomy import inspect
 from surgery.diagnostics import BundleError
 from surgery.reload.names import Gap, gaps, rename, renumbered
+from surgery.reload.stock import stock_of
 
 transformers = pytest.importorskip("transformers")
 WORDS = {"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -174,3 +176,24 @@ def test_a_folder_of_theirs_becomes_a_bundle_that_their_pipelines_take(tmp_path)
     for row, text, (found,) in zip(ours, texts, written, strict=True):
         told = found["generated_text"].removeprefix(text).split()
         assert told and told == tokenizer.decode(row, skip_special_tokens=True).split()[len(text.split()) :]
+
+
+def test_a_configuration_with_an_infinity_is_read():
+    """JSON has none: transformers writes `{"__float__": "Infinity"}`."""
+    config = transformers.BambaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=20,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_n_groups=1,
+        mamba_d_state=4,
+        use_cache=False,
+    )
+    model = transformers.BambaForCausalLM(config).eval()
+    inputs = {"input_ids": torch.randint(0, 20, (2, 6)), "use_cache": False}
+    stock = stock_of(model, inspect(model, inputs).graph_module, inputs)
+    assert stock is not None and not stock.why_not

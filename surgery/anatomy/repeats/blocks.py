@@ -185,9 +185,11 @@ class Group:
             sort.append(block)
         return sorts
 
-    def can_be_watched(self) -> bool:
-        """Whether those are the instances' own, which something put in their class can stand in front of."""
-        return not any(hasattr(getattr(owner, name, None), "__set__") for owner, name in self.owners)
+    def is_promising(self) -> bool:
+        """Whether attributes that differ can be watched, being the instances' own, and none is a rate that rises from
+        block to block: a forward reads it, though it drops nothing."""
+        watched = not any(hasattr(getattr(owner, name, None), "__set__") for owner, name in self.owners)
+        return watched and not any(isinstance(self.blocks[0].attributes.get(place), float) for place in self.numbers)
 
 
 def groups_of(model: nn.Module) -> Iterator[Group]:
@@ -204,5 +206,5 @@ def groups_of(model: nn.Module) -> Iterator[Group]:
             if any(child.children()) and isinstance(type(child).forward, FunctionType) and block.plain:
                 alike.setdefault(block.form, []).append(block)
         for blocks in alike.values():
-            if len(blocks) >= AT_LEAST and (group := Group(blocks)).can_be_watched():
+            if len(blocks) >= AT_LEAST and (group := Group(blocks)).is_promising():
                 yield group

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from torch.fx import GraphModule, Node
 
 from surgery.anatomy.graphs import (
-    ACTIVATIONS,
     aten,
-    calls,
+    bends,
     common_path,
     input_of,
     is_layer,
     is_op,
+    is_pointwise,
     owner,
     reads,
     shape,
@@ -23,17 +23,14 @@ from surgery.anatomy.site import Site
 from surgery.anatomy.units.producers import CONVOLUTIONS
 
 CARRY = (
-    aten.mul,
     aten.dropout,
     aten.clone,
+    aten.detach,
+    aten.detach_,
+    aten.lift_fresh_copy,
     aten.to,
-    aten.add,
-    aten.pow,
-    aten.square,
-    aten.sigmoid,
-    aten.tanh,
-    aten.div,
     aten.contiguous,
+    aten.glu,
     aten.chunk,
     aten.split,
     aten.split_with_sizes,
@@ -41,9 +38,10 @@ CARRY = (
     aten.view,
     aten.reshape,
 )
-ACTIVE = (*ACTIVATIONS, aten.glu)
 TURNED = (aten.transpose, aten.permute, aten.flatten, aten.unflatten)
 """With a convolution that keeps channels apart between them: tokens laid out as an image and back."""
+STEPS = 16
+"""So many operations may lie between an activation and the layer that reads it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,9 @@ class Mlp(Site):
 def find_mlps(graph_module: GraphModule) -> Iterator[Mlp]:
     """Every feed-forward layer whose hidden channels are used by one linear alone."""
     seen: set[Node] = set()
-    for node in calls(graph_module, *ACTIVE):
+    for node in graph_module.graph.nodes:
+        if not (bends(node) or is_op(node, aten.glu)):
+            continue
         down, channels = _down(node)
         if down is None or down in seen:
             continue
@@ -104,7 +104,7 @@ def _down(activation: Node) -> tuple[Node | None, Node]:
     """The linear that reads the activated channels, through gates and dropout; and the channels it reads, which may be
     joined with others on the way (attention's, in a block that runs the two in parallel)."""
     current, channels = activation, None
-    for _ in range(8):
+    for _ in range(STEPS):
         users = [user for user in current.users if shape(user)]
         linear = next((user for user in users if reads(user, current)), None)
         if linear:
@@ -122,7 +122,7 @@ def _carries(node: Node) -> bool:
     if is_op(node, *CONVOLUTIONS):
         weight = shape(node.args[1]) or ()
         return len(node.args) > 6 and node.args[6] == weight[0] and weight[1] == 1
-    return is_op(node, *CARRY, *ACTIVE, *TURNED)
+    return is_op(node, *CARRY, *TURNED) or node.op == "call_function" and is_pointwise(node)
 
 
 def _ups(channels: Node) -> tuple[Node, ...]:

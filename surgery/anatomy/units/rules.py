@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from surgery.anatomy.dimension import describe
-from surgery.anatomy.graphs import aten, is_op, shape, stored, value
+from surgery.anatomy.graphs import aten, is_op, is_pointwise, shape, stored, value
 from surgery.anatomy.units.einsum import einsum
 from surgery.anatomy.units.products import added, addmm, attention, convolution, linear, matmul
 from surgery.anatomy.units.union import FREE, either, once
-from surgery.anatomy.units.walk import Walk, settle, unknown, varies
+from surgery.anatomy.units.walk import along, settle, unknown, varies, Walk
 
 Rule = Callable[[Walk, Node], object]
 
@@ -25,7 +25,7 @@ def rule_of(node: Node) -> Rule:
     packet = getattr(node.target, "overloadpacket", None)
     if packet in RULES:
         return RULES[packet]
-    return pointwise if torch.Tag.pointwise in getattr(node.target, "tags", ()) else unknown
+    return pointwise if is_pointwise(node) else unknown
 
 
 def pick(walk: Walk, node: Node) -> Tensor | None:
@@ -76,13 +76,15 @@ def expanded(walk: Walk, node: Node) -> Tensor | None:
 
 
 def joined(walk: Walk, node: Node) -> Tensor:
-    """`cat` and `stack`: parts without labels stay whole, but along axes that are cut in the others."""
+    """`cat` and `stack`: parts without labels stay whole, but along axes that are cut in the others. `cat` takes an empty
+    part of one axis whatever the others are."""
     parts = [walk.of(part) for part in node.args[0]]
+    empty = [is_op(node, aten.cat) and walk.sizes.shape(part) == (0,) for part in node.args[0]]
     axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     one = next(part for part in parts if part is not None)
     if not is_op(node, aten.cat) or not varies(one, axis):
-        for part, held in zip(node.args[0], parts, strict=True):
-            if held is None:
+        for part, held, none in zip(node.args[0], parts, empty, strict=True):
+            if held is None and not none:
                 like = one.narrow(axis, 0, 1) if is_op(node, aten.cat) else one
                 settle(walk, node, part, like.expand(walk.sizes.shape(part)))
     parts = [
@@ -97,6 +99,35 @@ def padded(walk: Walk, node: Node) -> Tensor | None:
     return None if held is None else aten.constant_pad_nd(held, walk.sizes.plain(node.args[1]), FREE)
 
 
+def paired(walk: Walk, node: Node) -> Tensor | None:
+    """`view_as_complex`: the two entries of the last axis become one."""
+    held = walk.of(node.args[0])
+    if held is None:
+        return None
+    one, other = held.unbind(-1)
+    walk.union.unify(one, other)
+    return walk.union.find(either(one, other))
+
+
+def parted(walk: Walk, node: Node) -> Tensor | None:
+    """`view_as_real`: each entry becomes two."""
+    held = walk.of(node.args[0])
+    return None if held is None else held.unsqueeze(-1).expand(walk.sizes.shape(node))
+
+
+def sloped(walk: Walk, node: Node) -> Tensor | None:
+    """`prelu`: one slope for all, or one for each index of the second axis."""
+    held, slopes = walk.of(node.args[0]), node.args[1]
+    if held is None:
+        return unknown(walk, node)
+    if walk.sizes.shape(slopes) not in ((), (1,)) and varies(held, 1):
+        vector = along(held, 1)
+        if vector is None:
+            return walk.refuse(node, f"{describe(node)} spreads a unit over two axes")
+        walk.couple(node, slopes, 0, vector)
+    return held
+
+
 def reduced(walk: Walk, node: Node) -> Tensor | None:
     """A sum or mean mixes the axes it is taken over."""
     held = walk.of(node.args[0])
@@ -109,7 +140,9 @@ def reduced(walk: Walk, node: Node) -> Tensor | None:
 
 
 def extreme(walk: Walk, node: Node) -> object:
-    """max and min: along an axis they give values and places."""
+    """max and min: along an axis they give values and places, of two tensors the larger or smaller of each entry."""
+    if len(node.args) > 1 and isinstance(node.args[1], Node):
+        return pointwise(walk, node)
     held = reduced(walk, node) if isinstance(value(node), Tensor) else None
     if held is not None or walk.of(node.args[0]) is None:
         return held
@@ -212,6 +245,9 @@ RULES: dict[object, Rule] = {
     aten.baddbmm: added,
     aten.einsum: einsum,
     aten.glu: halved,
+    aten.prelu: sloped,
+    aten.view_as_complex: paired,
+    aten.view_as_real: parted,
     aten.index: picked,
     aten.scaled_dot_product_attention: attention,
     aten.expand_as: expanded,
