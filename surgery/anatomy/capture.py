@@ -240,6 +240,7 @@ CURES = (
     ("reduction dim", "check the shapes in example_inputs: does model(**example_inputs) run?"),
     ("must match", "check the shapes in example_inputs: does model(**example_inputs) run?"),
     ("invalid for input of size", "check the shapes in example_inputs: does model(**example_inputs) run?"),
+    ("'NoneType' object is not", "give every input that this line reads, such as attention_mask, in example_inputs"),
     ("has no attribute", "give every input that this line reads, such as attention_mask, in example_inputs"),
 )
 UNKNOWN = "does model(**example_inputs) run? if it does, write the line above with tensor operations alone"

@@ -35,7 +35,8 @@ ACTIVATIONS = {
     aten.erf.default,
 }
 """Nonlinearities; a hand-written one (x · sigmoid(x), x · (1 + erf(x))) is found through what is bent in it."""
-UNTAGGED = {aten.hardswish, aten.log_sigmoid, aten.masked_fill, aten.masked_fill_, aten.prelu}
+UNTAGGED = {aten.floor_divide, aten.hardswish, aten.log_sigmoid, aten.masked_fill, aten.masked_fill_, aten.prelu}
+UNTAGGED |= {aten.where}
 """Operators that work element by element and that torch does not say so of."""
 LENT = {aten.dropout, aten.alpha_dropout, aten.feature_dropout, aten.type_as, aten.broadcast_tensors}
 """Operators that may return what they are given, which their schemas do not tell."""

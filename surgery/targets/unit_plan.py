@@ -29,15 +29,31 @@ def plan_units(operation: Any, anatomy: Anatomy, sites: tuple[Site, ...]) -> lis
     an option that this target has not."""
     span = operation.clause.span if operation.clause else None
     _refuse_options(operation)
-    works = []
+    works, (sites, alone) = [], _several(sites, span)
     for site, coupling in zip(sites, trace_all(anatomy.graph_module, map(makers, sites)), strict=True):
         coupling = _own(site, coupling)
+        if any(coupling.weights.keys() == work.coupling.weights.keys() != set() for work in works):
+            continue  # attentions of one layer that share all that makes their heads are cut as one
         remove, notes = _count(operation, site, coupling, span)
         if not coupling.repeated:  # what is a copy of a site that was not refused is not either
             removed = torch.tensor(coupling.units[: max(1, remove)], dtype=torch.int64)
             _refuse(site, [*coupling.obstacles, *edits(coupling, removed)[1]], span)
-        works.append(Units(operation, site, coupling, remove, notes, works))
+        works.append(Units(operation, site, coupling, remove, (*notes, *alone) if not works else notes, works))
     return works
+
+
+def _several(sites: tuple[Site, ...], span: Any) -> tuple[tuple[Site, ...], list[str]]:
+    """The sites without those that have but one head, as first stages of vision models do, and a note of these."""
+    alone = [site for site in sites if site.kind == "attention" and site.heads == 1]
+    if len(alone) < len(sites):
+        names = [f"`{site.name}`" for site in alone]
+        return tuple(site for site in sites if site not in alone), [f"one head, which stays: {', '.join(names)}"][: len(names)]
+    raise RefusalError(
+        f"`{alone[0].name}` has one head, which cannot go",
+        code="S317",
+        span=span,
+        help="leave this site out with `except`, or prune another part of the model",
+    )
 
 
 def _own(site: Site, coupling: Coupling) -> Coupling:

@@ -191,6 +191,7 @@ def test_a_configuration_with_an_infinity_is_read():
         mamba_d_head=8,
         mamba_n_groups=1,
         mamba_d_state=4,
+        mamba_chunk_size=8,
         use_cache=False,
     )
     model = transformers.BambaForCausalLM(config).eval()
