@@ -13,7 +13,17 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from surgery.anatomy.graphs import aliases, aten, calls, is_op, is_pointwise_operator, shape, tensor_inputs, value, writes
+from surgery.anatomy.graphs import (
+    aliases,
+    aten,
+    calls,
+    is_op,
+    is_pointwise_operator,
+    shape,
+    tensor_inputs,
+    value,
+    writes,
+)
 
 FLIPS = (aten.t, aten.numpy_T, aten.mT, aten.adjoint, aten.transpose, aten.permute)
 PRODUCTS = (aten.matmul, aten.mm)

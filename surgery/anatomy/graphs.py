@@ -3,6 +3,7 @@
 import operator
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def is_pointwise(node: Node) -> bool:
     return is_pointwise_operator(node.target)
 
 
+@cache
 def is_pointwise_operator(target: Any) -> bool:
     """Whether an operator works element by element."""
     return getattr(target, "overloadpacket", None) in UNTAGGED or torch.Tag.pointwise in getattr(target, "tags", ())

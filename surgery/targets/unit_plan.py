@@ -46,8 +46,8 @@ def _several(sites: tuple[Site, ...], span: Any) -> tuple[tuple[Site, ...], list
     """The sites without those that have but one head, as first stages of vision models do, and a note of these."""
     alone = [site for site in sites if site.kind == "attention" and site.heads == 1]
     if len(alone) < len(sites):
-        names = [f"`{site.name}`" for site in alone]
-        return tuple(site for site in sites if site not in alone), [f"one head, which stays: {', '.join(names)}"][: len(names)]
+        notes = [f"one head, which stays: {', '.join(f'`{site.name}`' for site in alone)}"] if alone else []
+        return tuple(site for site in sites if site not in alone), notes
     raise RefusalError(
         f"`{alone[0].name}` has one head, which cannot go",
         code="S317",

@@ -17,9 +17,10 @@ def weight_scores(graph_module: GraphModule, coupling: Coupling, by: str) -> Ten
     norm of what reads it, which no rescaling between the two layers can change."""
     consumed = set(read_by(coupling).values())
     made, read = torch.zeros(len(coupling.units)).double(), torch.zeros(len(coupling.units)).double()
+    units = torch.tensor(coupling.units, dtype=torch.int64)
     for (name, axis), labels in coupling.weights.items():
         into = read if (name, axis) in consumed else made
-        into += _gathered(coupling, squares(attribute(graph_module, name).detach(), axis), labels)
+        into += _gathered(units, squares(attribute(graph_module, name).detach(), axis), labels)
     return (made + read).sqrt() if by == "magnitude" else (made * read).sqrt()
 
 
@@ -45,7 +46,10 @@ def read_by(coupling: Coupling) -> dict[Node, tuple[str, int]]:
 
 def places_of(coupling: Coupling, labels: Tensor) -> Tensor:
     """The unit that each index belongs to, by its place among the units; their number for what belongs to none."""
-    units = torch.tensor(coupling.units, dtype=torch.int64)
+    return _places(torch.tensor(coupling.units, dtype=torch.int64), labels)
+
+
+def _places(units: Tensor, labels: Tensor) -> Tensor:
     size = 2 + max((int(each.max()) for each in (units, labels) if each.numel()), default=0)
     table = torch.full((size,), len(units))
     table[units] = torch.arange(len(units))
@@ -57,7 +61,7 @@ def shuffled(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _gathered(coupling: Coupling, squares: Tensor, labels: Tensor) -> Tensor:
+def _gathered(units: Tensor, squares: Tensor, labels: Tensor) -> Tensor:
     """Sums per unit of a value per index."""
-    units = len(coupling.units)
-    return torch.zeros(units + 1, dtype=torch.float64).index_add(0, places_of(coupling, labels), squares)[:units]
+    sums = torch.zeros(len(units) + 1, dtype=torch.float64)
+    return sums.index_add(0, _places(units, labels), squares)[: len(units)]

@@ -203,7 +203,8 @@ class Turned(nn.Module):
         q, k, v = (each(x).unflatten(-1, (2, 4)).transpose(1, 2) for each in (self.q, self.k, self.v))
         angles = torch.arange(x.shape[1])[:, None] * torch.tensor([1.0, 0.1])
         turn = torch.polar(torch.ones_like(angles), angles)
-        q, k = (torch.view_as_real(torch.view_as_complex(each.unflatten(-1, (2, 2))) * turn).flatten(3) for each in (q, k))
+        q, k = (torch.view_as_complex(each.unflatten(-1, (2, 2))) * turn for each in (q, k))
+        q, k = torch.view_as_real(q).flatten(3), torch.view_as_real(k).flatten(3)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -102,8 +102,9 @@ class Block:
     def state(self) -> list:
         """What a forward could write, as it is now, to be compared by identity: attributes of the modules, of their
         classes and of the files that define these, with what they hold."""
-        classes = dict.fromkeys(each for module in self.modules.values() for each in type(module).__mro__)
-        files = dict.fromkeys(each.__module__ for each in classes if each.__module__.partition(".")[0] != "torch")
+        kinds = dict.fromkeys(each for module in self.modules.values() for each in type(module).__mro__)
+        classes = [each for each in kinds if each.__module__.partition(".")[0] not in ("torch", "builtins")]
+        files = dict.fromkeys(each.__module__ for each in classes)
         shelves = [*classes, *(sys.modules[name] for name in files if name in sys.modules)]
         shared = [(each, [_inside(value, 1) for value in vars(each).values()]) for each in shelves]
         return [*(_inside(vars(module), 4) for module in self.modules.values()), *shared]

@@ -1,4 +1,4 @@
-"""The tracing of a model whose equal blocks are traced once: the first between two marks, the others as one node each."""
+"""Tracing a model whose equal blocks are traced once: the first between two marks, the others as one node each."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from itertools import starmap
 from threading import RLock
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn, Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.repeats.blocks import ABSENT, Block, Group, Place, PLAIN, unchanged
 
+DESCRIBE = "_extract_tensor_metadata"
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 LIBRARY = torch.library.Library("surgery_capture", "FRAGMENT")
@@ -168,9 +171,12 @@ class Tracing:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, calls of blocks come here first, reads of attributes that differ are noted, and tensors are hidden."""
+        """Inside, calls of blocks come here first, reads of attributes that differ are noted, and tensors are hidden.
+        Nor does torch describe each tensor a second time: nothing here reads that, and it takes a twentieth of the
+        time."""
+        silent = (proxy_tensor, DESCRIBE, lambda *_, **__: None)
         with _LOCK, ExitStack() as undo:
-            for owner, name, value in (*self._spies(), *self._forwards()):
+            for owner, name, value in (*self._spies(), *self._forwards(), silent):
                 undo.callback(_put, owner, name, vars(owner).get(name, ABSENT))
                 setattr(owner, name, value)
             for place in self.like:
@@ -269,7 +275,7 @@ class Tracing:
         return result
 
 
-def _put(owner: type, name: str, value: Any) -> None:
+def _put(owner: type | ModuleType, name: str, value: Any) -> None:
     if value is ABSENT:
         delattr(owner, name)
     else:

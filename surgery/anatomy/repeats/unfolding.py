@@ -112,6 +112,7 @@ class Unfolding:
                 for span in opened:
                     span.nodes.append(node)
         for node in list(self.graph.nodes):
+            node.meta.pop("tensor_meta", None)
             if node.target is MARK:
                 self.graph.erase_node(node)
         _name_in_order(self.graph)

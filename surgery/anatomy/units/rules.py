@@ -76,8 +76,8 @@ def expanded(walk: Walk, node: Node) -> Tensor | None:
 
 
 def joined(walk: Walk, node: Node) -> Tensor:
-    """`cat` and `stack`: parts without labels stay whole, but along axes that are cut in the others. `cat` takes an empty
-    part of one axis whatever the others are."""
+    """`cat` and `stack`: parts without labels stay whole, but along axes that are cut in the others. An empty part of one
+    axis joins whatever the others are."""
     parts = [walk.of(part) for part in node.args[0]]
     empty = [is_op(node, aten.cat) and walk.sizes.shape(part) == (0,) for part in node.args[0]]
     axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
