@@ -9,8 +9,8 @@ graph that tracing all of them gives.
 Alike is a block of the same classes, tensor shapes and ties, called in the same modes with tensors of the same symbolic
 shapes and with equal options, whose attributes are equal wherever the first one's forward read them: a layer number
 that only a cache reads may differ, a window size may not. Whatever cannot be told is traced: blocks with hooks, modules
-that are shared, other objects among the arguments, attributes or inputs that a forward writes, sizes that depend on
-data. Whatever the graph shows to be unlike, such as a tensor from elsewhere or one that
+that are shared, other objects among the arguments, attributes or inputs that a forward writes or a caller sets, sizes
+that depend on data. Whatever the graph shows to be unlike, such as a tensor from elsewhere or one that
 leaves by a back door, makes capture trace every block.
 """
 

@@ -52,13 +52,22 @@ class Block:
 
     @cached_property
     def attributes(self) -> dict[Place, Any]:
-        """Whatever its modules hold beside tensors, modules and hooks, by path and name."""
-        return {
-            (path, name): value
-            for path, module in self.modules.items()
-            for name, value in vars(module).items()
-            if name not in OWN and not name.endswith("_hooks")
-        }
+        """Whatever its modules hold beside tensors, modules and hooks, by path and name, when first looked at."""
+        return dict(self._attributes())
+
+    def _attributes(self) -> Iterator[tuple[Place, Any]]:
+        for path, module in self.modules.items():
+            for name, value in vars(module).items():
+                if name not in OWN and not name.endswith("_hooks"):
+                    yield (path, name), value
+
+    @property
+    def altered(self) -> bool:
+        """Whether someone has set an attribute since."""
+        now = dict(self._attributes())
+        return len(now) != len(self.attributes) or any(
+            self.attributes.get(place, ABSENT) is not value for place, value in now.items()
+        )
 
     @property
     def plain(self) -> bool:

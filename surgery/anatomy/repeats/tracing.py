@@ -218,7 +218,7 @@ class Tracing:
             key, given = call_of((args, kwargs))
         except Untold:
             key = None
-        if key is None or again or block.hooked:
+        if key is None or again or block.hooked or block.altered:
             self._expect(block, hopeless=True)
             return original(*args, **kwargs)
         for record in self._traced_like(place):
