@@ -63,7 +63,7 @@ def _read(
     for node, slope in zip(probes, slopes, strict=True):
         if slope is None:
             raise RefusalError(
-                f"`by taylor` cannot rank what `{where(node)}` reads: the loss does not depend on it",
+                f"`by taylor` cannot rank what {where(node)} reads: the loss does not depend on it",
                 code="S323",
                 help="rank by effect, or leave this part out with `except`; of several outputs the first is the loss's",
             )

@@ -3,6 +3,7 @@
 import pytest
 import strangers
 import torch
+from torch import nn
 from test_units import build
 
 import surgery
@@ -95,6 +96,32 @@ def test_taylor_takes_what_the_loss_does_not_feel():
         model.transformer.h[1].mlp.c_proj.weight[:24] = 0
     result = operate(model, inputs, "prune 24 of mlp channels in layer 1 by taylor", "causal-lm")
     assert result.report["actions"][0]["choice"]["kept"] == list(range(24, 256))
+
+
+class Aside(nn.Module):
+    """Two layers, of which only the first one's output is scored."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.aside = (nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)) for _ in range(2))
+
+    def forward(self, x):
+        return self.main(x), self.aside(x)
+
+
+def test_taylor_refuses_what_the_loss_does_not_depend_on():
+    torch.manual_seed(0)
+    given = {"x": torch.randn(32, 8), "targets": torch.randint(0, 4, (32,))}
+    with pytest.raises(RefusalError, match="`aside.2` reads: the loss does not depend on it"):
+        surgery.compile(
+            Aside().eval(),
+            "prune 25% of mlp channels by taylor",
+            example_inputs={"x": given["x"][:2]},
+            data=given,
+            calibration=0.5,
+            timing=False,
+            controls=False,
+        )
 
 
 def test_padding_does_not_count():
