@@ -53,8 +53,9 @@ def canonicalize(graph_module: GraphModule) -> None:
         source = node.args[0]
         node.target, node.args = aten.linear.default, (source, weight)
     for node in list(calls(graph_module, *LIKE)):
+        other = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
         with graph_module.graph.inserting_before(node):
-            node.args = (node.args[0], _sizes(node.args[1]))
+            node.args, node.kwargs = (node.args[0], _sizes(other)), {}
         node.target = LIKE[node.target.overloadpacket]
     for node in graph_module.graph.nodes:
         if writes(node):
@@ -70,7 +71,7 @@ def _functional(node: Node) -> OpOverload | None:
     plain = getattr(aten, packet.__name__.removesuffix("_"), None)
     if plain is None or node.target._overloadname not in plain.overloads():
         return None
-    plain, base = getattr(plain, node.target._overloadname), node.args[0]
+    plain, base = getattr(plain, node.target._overloadname), node.args[0] if node.args else None
     fresh = isinstance(base, Node) and base.op == "call_function" and not aliases(base)
     if not fresh or any(user is not node and (user > node or aliases(user)) for user in base.users):
         return None

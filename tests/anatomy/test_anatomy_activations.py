@@ -143,7 +143,7 @@ def test_what_is_written_in_place_is_written_plainly_where_nobody_sees_it(functi
 
 class Viewed(nn.Module):
     def forward(self, x, y):
-        return x.view_as(y) + y
+        return x.view_as(other=y) + y
 
 
 def test_a_view_like_another_is_one_of_its_sizes():
