@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import surgery
+from surgery.anatomy import inspect
 from surgery.diagnostics import RefusalError
 
 X = torch.randn(2, 6, 8)
@@ -33,6 +34,16 @@ class Both(Attention):
         return x + self.out(self.attend(x) + self.attend(x, causal=True))
 
 
+class Windows(Attention):
+    """Heads before windows of tokens, [batch, heads, windows, length, head dim]."""
+
+    def forward(self, x):
+        parts = (each(x).reshape(len(x), 3, -1, self.heads, 8 // self.heads) for each in (self.q, self.k, self.v))
+        q, k, v = (each.permute(0, 3, 1, 2, 4) for each in parts)
+        mixed = ((q @ k.mT).softmax(-1) @ v).permute(0, 2, 3, 1, 4)
+        return x + self.out(mixed.reshape(x.shape))
+
+
 def stages(*heads: int) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(*map(Attention, heads)).eval()
@@ -56,3 +67,9 @@ def test_attentions_that_share_their_layers_are_cut_as_one():
     assert [action["after"] for action in result.report["actions"]] == [{"heads": 2}]
     assert all(claim["holds"] for claim in result.report["parity"])
     assert result.module.q.weight.shape == (4, 8)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_heads_in_front_of_windows_are_told_from_these(heads):
+    (site,) = (site for site in inspect(Windows(heads).eval(), (X,)).sites if site.kind == "attention")
+    assert (site.heads, site.kv_heads, site.head_dim) == (heads, heads, 8 // heads)

@@ -62,11 +62,11 @@ def _heads(operand: Node, joined: int | None, head_dim: int) -> int:
 
 
 def _counted(sizes: list[int], joined: int | None, head_dim: int) -> int:
-    """Of several fixed axes before the length (groups × heads, windows × heads) those that the joining layer counts."""
-    for start in reversed(range(len(sizes))):
-        if joined and prod(sizes[start:]) * head_dim == joined:
-            return prod(sizes[start:])
-    return sizes[-1]
+    """Of several fixed axes before the length (groups × heads, windows × heads, heads × windows) those that the joining
+    layer counts."""
+    last = [prod(sizes[start:]) for start in reversed(range(len(sizes)))]
+    first = [prod(sizes[:end]) for end in range(1, len(sizes))]
+    return next((heads for heads in (*last, *first) if joined and heads * head_dim == joined), sizes[-1])
 
 
 def _of_letters(scores: Node, joined: int | None) -> Heads:
