@@ -37,7 +37,12 @@ class Both(Attention):
 class Windows(Attention):
     """Heads before windows of tokens, [batch, heads, windows, length, head dim]."""
 
+    def __init__(self, heads: int, fixed: bool = True):
+        super().__init__(heads)
+        self.positions = nn.Parameter(torch.zeros(6 if fixed else 1, 8))
+
     def forward(self, x):
+        x = x + self.positions
         parts = (each(x).reshape(len(x), 3, -1, self.heads, 8 // self.heads) for each in (self.q, self.k, self.v))
         q, k, v = (each.permute(0, 3, 1, 2, 4) for each in parts)
         mixed = ((q @ k.mT).softmax(-1) @ v).permute(0, 2, 3, 1, 4)
@@ -69,7 +74,8 @@ def test_attentions_that_share_their_layers_are_cut_as_one():
     assert result.module.q.weight.shape == (4, 8)
 
 
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed length", "free length"])
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_heads_in_front_of_windows_are_told_from_these(heads):
-    (site,) = (site for site in inspect(Windows(heads).eval(), (X,)).sites if site.kind == "attention")
+def test_heads_in_front_of_windows_are_told_from_these(heads, fixed):
+    (site,) = (site for site in inspect(Windows(heads, fixed).eval(), (X,)).sites if site.kind == "attention")
     assert (site.heads, site.kv_heads, site.head_dim) == (heads, heads, 8 // heads)

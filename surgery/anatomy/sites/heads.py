@@ -94,8 +94,11 @@ def _distinct(operand: Node, axes: range | list[int]) -> float:
         node = tensor_inputs(node)[0]
     sizes = Sizes()
     held = torch.arange(prod(sizes.shape(node) or (0,))).reshape(sizes.shape(node) or (0,))
-    for move in reversed(chain):
-        held = _moved(move, held, sizes)
+    try:
+        for move in reversed(chain):
+            held = _moved(move, held, sizes)
+    except RuntimeError:  # a free length that only some numbers divide
+        return 1
     axes = list(axes)
     firsts = held.permute(*axes, *(axis for axis in range(held.dim()) if axis not in axes))
     firsts = firsts.reshape(prod(held.shape[axis] for axis in axes), -1)[:, 0]
