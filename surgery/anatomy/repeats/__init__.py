@@ -38,8 +38,10 @@ def traced_once(model: nn.Module, export: Callable[[], GraphModule], inputs: Ite
     """
     shapes = {each.shape for each in inputs if isinstance(each, Tensor)}
     try:
-        groups, unlike = list(groups_of(model)), set()
+        hopeless, unlike = set(), set()
         for _ in range(TRIES):
+            # Looked at anew: where torch.export gives up, it puts other containers in attributes' place.
+            groups = [group for group in groups_of(model) if group.name not in hopeless]
             tracing = Tracing(model, groups, unlike, first=min(2, len(shapes)))
             if not tracing.like:
                 return None
@@ -47,7 +49,7 @@ def traced_once(model: nn.Module, export: Callable[[], GraphModule], inputs: Ite
             if graph_module is not None or tracing.surprise is None:
                 return graph_module
             if tracing.hopeless:
-                groups = [group for group in groups if tracing.surprise not in group.blocks]
+                hopeless |= {group.name for group in groups if tracing.surprise in group.blocks}
             else:
                 unlike.add(tracing.surprise.name)
     except RecursionError:  # attributes that hold each other

@@ -164,6 +164,11 @@ class Group:
 
     blocks: list[Block]
 
+    @property
+    def name(self) -> str:
+        """That of its first block."""
+        return self.blocks[0].name
+
     @cached_property
     def differing(self) -> list[Place]:
         """Attributes that are not equal in all of them."""

@@ -35,6 +35,8 @@ CARRY = (
     aten.split,
     aten.split_with_sizes,
     aten.slice,
+    aten.select,
+    aten.unbind,
     aten.view,
     aten.reshape,
 )

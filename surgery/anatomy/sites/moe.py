@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
 
-from surgery.anatomy.graphs import ACTIVATIONS, aten, calls, is_layer, is_op, owner, shape, tensor_inputs, width
+from surgery.anatomy.graphs import ACTIVATIONS, aten, calls, is_layer, is_op, owner, shape, tensor_inputs, value, width
 from surgery.anatomy.site import Site
 
-CHOICES = (aten.topk, aten.argmax)
+CHOICES = (aten.topk, aten.argmax, aten.max)
 NEAR = 24
 """How many operations may stand between the router's layer and the choice."""
 
@@ -34,10 +34,13 @@ class MixtureOfExperts(Site):
 
 
 def find_mixtures(graph_module: GraphModule) -> Iterator[MixtureOfExperts]:
-    seen: set[str] = set()
+    chosen: dict[Node, list[Node]] = {}
     for choice in calls(graph_module, *CHOICES):
-        router = _router(choice)
-        found = _around(graph_module, router, choice) if router is not None else None
+        if (router := _router(choice)) is not None:
+            chosen.setdefault(router, []).append(choice)
+    seen: set[str] = set()
+    for router, choices in chosen.items():
+        found = _around(graph_module, router, choices)
         if found is not None and found.path not in seen:
             seen.add(found.path)
             yield found
@@ -46,6 +49,8 @@ def find_mixtures(graph_module: GraphModule) -> Iterator[MixtureOfExperts]:
 def _router(choice: Node) -> Node | None:
     """The layer whose outputs are chosen among, one output an expert."""
     experts = width(choice.args[0])
+    if is_op(choice, aten.max) and not isinstance(value(choice), tuple | list):
+        return None  # of two tensors, or of all entries
     seen, todo = set(), [choice.args[0]]
     while todo and len(seen) < NEAR:
         current = todo.pop(0)
@@ -58,27 +63,29 @@ def _router(choice: Node) -> Node | None:
     return None
 
 
-def _around(graph_module: GraphModule, router: Node, choice: Node) -> MixtureOfExperts | None:
+def _around(graph_module: GraphModule, router: Node, choices: list[Node]) -> MixtureOfExperts | None:
     """The smallest module around the router that holds as many experts as it scores."""
     experts = width(router)
     path = owner(router)
     while True:
         stacked = tuple(_stacked(graph_module, path, experts))
         if stacked or _listed(graph_module, path, experts):
-            return _site(graph_module, path, router, choice, stacked)
+            return _site(graph_module, path, router, choices, stacked)
         if not path or path.rpartition(".")[2].isdigit():
             return None
         path = path.rpartition(".")[0]
 
 
-def _site(graph_module, path: str, router: Node, choice: Node, stacked: tuple[Node, ...]) -> MixtureOfExperts:
+def _site(
+    graph_module: GraphModule, path: str, router: Node, choices: list[Node], stacked: tuple[Node, ...]
+) -> MixtureOfExperts:
     hidden = _hidden(graph_module, path, stacked)
     rows = [size for weight in stacked for size in shape(weight)[1:]]
-    count = choice.args[1] if is_op(choice, aten.topk) else 1
+    count = choices[0].args[1] if is_op(choices[0], aten.topk) else len(choices)  # one after another
     return MixtureOfExperts(
         kind="moe",
         path=path,
-        nodes=(choice,),
+        nodes=(choices[0],),
         experts=width(router),
         active=count if isinstance(count, int) else 0,
         width=hidden,
