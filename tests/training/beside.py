@@ -1,5 +1,6 @@
 """One of several processes that train together; started by test_processes.py with torchrun's variables."""
 
+import os
 import sys
 from contextlib import redirect_stdout
 from functools import cache
@@ -89,3 +90,5 @@ def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 if __name__ == "__main__":
     with joined():
         main(Path(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(0)  # all is written; on a crowded machine a thread of gloo's now and then aborts Python's own way out
