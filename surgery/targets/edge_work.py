@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from surgery.anatomy.attention_form import AttentionForm, Obstacle, forms_of
+from surgery.anatomy.flops import example
 from surgery.anatomy.graphs import shape, value
 from surgery.anatomy.site import Anatomy, Site
 from surgery.diagnostics import RefusalError
@@ -160,12 +161,8 @@ def decide(laid: Laid, form: AttentionForm, normalize: str) -> Decision:
 
 def length_of(form: AttentionForm) -> int:
     """Keys that the example inputs have."""
-    return hint(shape(form.query)[-2] if form.fused else shape(form.logits)[-2])
+    return example(shape(form.query)[-2] if form.fused else shape(form.logits)[-2])
 
-
-def hint(size: int | torch.SymInt) -> int:
-    """The size that the example inputs have."""
-    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def refuse_auto(operation: Any) -> None:

@@ -10,6 +10,7 @@ from surgery.anatomy import capture, inspect
 from surgery.anatomy.flops import flops_per_sample
 
 X = torch.randn(2, 5, 8)
+QUICK = {"timing": False, "compiled": False, "controls": False}
 
 
 def bent(x):
@@ -59,8 +60,7 @@ def test_channels_are_found_and_cut(name):
     torch.manual_seed(0)
     layers = [nn.LayerNorm(8), nn.Linear(8, 16), ACTIVATIONS[name], nn.Dropout(0.1), nn.Linear(16, 8)]
     model = nn.Sequential(*layers).eval()
-    quick = {"timing": False, "compiled": False, "controls": False}
-    result = surgery.compile(model, "prune 25% of mlp channels by magnitude", example_inputs=(X,), **quick)
+    result = surgery.compile(model, "prune 25% of mlp channels by magnitude", example_inputs=(X,), **QUICK)
     assert [action["after"] for action in result.report["actions"]] == [{"width": 12}]
     assert all(claim["holds"] for claim in result.report["parity"])
 
@@ -186,8 +186,7 @@ class Spread(nn.Module):
 
 def test_heads_under_a_mask_that_is_spread_over_them_are_cut():
     torch.manual_seed(0)
-    quick = {"timing": False, "compiled": False, "controls": False}
-    result = surgery.compile(Spread().eval(), "prune 50% of attention heads", example_inputs=(X,), **quick)
+    result = surgery.compile(Spread().eval(), "prune 50% of attention heads", example_inputs=(X,), **QUICK)
     assert result.report["actions"][0]["after"] == {"heads": 2}
     assert all(claim["holds"] for claim in result.report["parity"])
 
@@ -211,8 +210,7 @@ class Turned(nn.Module):
 
 def test_heads_that_complex_numbers_turn_are_cut():
     torch.manual_seed(0)
-    quick = {"timing": False, "compiled": False, "controls": False}
-    result = surgery.compile(Turned().eval(), "prune 50% of attention heads", example_inputs=(X,), **quick)
+    result = surgery.compile(Turned().eval(), "prune 50% of attention heads", example_inputs=(X,), **QUICK)
     assert result.report["actions"][0]["after"] == {"heads": 1}
     assert all(claim["holds"] for claim in result.report["parity"])
 
